@@ -1,0 +1,77 @@
+"""accelerate launch -q -m train CONFIG [a.b=c ...] [--resume] [--dry-run]."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+import datasets
+import transformers
+
+from data.errors import exits_on_user_error
+from train.allocator import keep_freed_memory
+from train.config import Config
+from train.config_help import help_text
+from train.console import Board
+from train.model import NotAtHand, load_model_config
+from train.parallel import start_processes
+from train.plan import describe, estimate
+from train.run import config_yaml
+from train.session import run_training
+from train.settings import load_config
+
+
+@exits_on_user_error
+def main() -> int:
+    """Read the arguments, then show or run the config."""
+    arguments = _parser().parse_args()
+    config = load_config(arguments.config, arguments.overrides)
+    _quiet()
+    if arguments.dry_run:
+        show(config)
+    else:
+        keep_freed_memory()
+        run_training(config, start_processes(), resume=arguments.resume)
+    return 0
+
+
+def show(config: Config) -> None:
+    """Print the resolved config, and the plan where the model is at hand."""
+    board = Board(visible=True)
+    print(config_yaml(config))
+    for source in config.data.sources:
+        if not source.path.is_file():
+            board.warn(f"{source.path}: no such file yet")
+    try:
+        model_config, spec = load_model_config(config.model)
+        board.say(*describe(estimate(config, model_config), spec))
+    except NotAtHand as error:
+        board.warn(f"{error.where} is not at hand: memory and rope cannot be planned")
+    board.say("the config is valid; nothing was run (--dry-run)")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="accelerate launch -q -m train",
+        description="Train a QLoRA adapter from one YAML file.",
+        epilog="settings (a.b=c on the command line, or nested in the YAML file):\n" + help_text(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("config", type=Path, help="a YAML file, such as configs/demo.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="settings that take precedence")
+    parser.add_argument("--resume", action="store_true", help="continue from the newest complete checkpoint")
+    parser.add_argument("--dry-run", action="store_true", help="resolve, validate and print the config, then exit")
+    return parser
+
+
+def _quiet() -> None:
+    """The libraries' progress bars and notices would hide ours."""
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

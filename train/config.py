@@ -1,0 +1,196 @@
+"""Every setting: typed, frozen, closed, and documented once (the docstrings below are the help and the comments).
+
+A config is YAML. `extends: other.yaml` (relative to the file) takes another's keys first; `a.b=c` on the command line
+comes last. Unknown keys are errors, and every mistake is reported at once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
+
+from data.render import PROMPT_FORMATS
+
+Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+Tracker = Literal["wandb", "tensorboard"]
+
+
+class Section(BaseModel):
+    """A frozen group of settings that refuses unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+
+
+class RopeScaling(Section):
+    """How positions are stretched (train/rope.py)."""
+
+    rope_type: Literal["default", "linear"] = "default"
+    """`default`: no scaling; `linear`: position interpolation, positions divided by `factor`."""
+    factor: Annotated[float, Field(ge=1.0, allow_inf_nan=False)] = 1.0
+    """Extended window = factor x the base model's window."""
+    rope_theta: Positive | None = None
+    """Base frequency; null keeps the model's own (CodeLlama: 1e6)."""
+
+    @model_validator(mode="after")
+    def _default_has_no_factor(self) -> RopeScaling:
+        if self.rope_type == "default" and self.factor != 1.0:
+            raise ValueError("rope_type `default` takes no factor; use rope_type: linear")
+        return self
+
+
+class Model(Section):
+    """The base model and its window."""
+
+    name_or_path: str
+    """A directory with a Hugging Face checkpoint, or a name on the hub."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
+    """`auto`: sdpa per document within packed rows; the others are transformers' own."""
+    rope_scaling: RopeScaling = RopeScaling()
+    """Context extension."""
+    max_length: PositiveInt = 2048
+    """Tokens in a row, and the limit of a record."""
+
+    @field_validator("rope_scaling", mode="before")
+    @classmethod
+    def _null_is_default(cls, value: Any) -> Any:
+        return {} if value is None else value
+
+
+class Quantization(Section):
+    """The frozen base weights (bitsandbytes)."""
+
+    bits: Literal[4] = 4
+    """Bits of a base weight."""
+    quant_type: Literal["nf4", "fp4"] = "nf4"
+    """Code book of the 4-bit values."""
+    double_quant: bool = True
+    """Quantize the quantization constants too (saves 0.37 bits a weight)."""
+    compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Type of activations and matrix products."""
+
+
+class Lora(Section):
+    """The trained adapter."""
+
+    r: PositiveInt = 64
+    """Rank."""
+    lora_alpha: Positive = 16
+    """The update is scaled by lora_alpha / r."""
+    lora_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.05
+    """Dropout on the adapter's input."""
+    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """`all-linear` (every linear layer but lm_head), or a list of module names."""
+    init_from: Path | None = None
+    """A run (or adapter) directory to start from; null starts anew."""
+
+
+class DataSource(Section):
+    """One file of records."""
+
+    path: Path
+    """A .jsonl file."""
+    format: Literal["auto", "airoboros", "airoboros_chat", "text"] = "auto"
+    """`auto` goes by each record's keys."""
+
+
+class Data(Section):
+    """The records and how they are written out."""
+
+    sources: Annotated[tuple[DataSource, ...], Field(min_length=1)]
+    """Files of records: a list of paths, or of {path, format}."""
+    prompt_format: str = "airoboros-2.2"
+    """A published prompt format: airoboros-1.x, airoboros-2.1, airoboros-2.1-september or airoboros-2.2."""
+    system_prompt: str | None = None
+    """System prompt of records without one; null: the format's own."""
+    space_probability: Probability | None = None
+    """How often a separator is a space and not a newline; null: the format's own."""
+    separator_draw: Literal["independent", "shared"] | None = None
+    """Draw each separator on its own, or once for the record; null: the format's own."""
+    too_long: Literal["truncate", "drop"] = "truncate"
+    """Records over model.max_length: cut the end of the response, or leave the record out."""
+    packing: bool = True
+    """Several records in a row; they do not see each other."""
+    validation_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.02
+    """Share of the records held out, chosen by a hash of their content."""
+    max_rejected: Probability = 0.0
+    """Share of unusable records that is tolerated; above it the run does not start."""
+
+    @field_validator("sources", mode="before")
+    @classmethod
+    def _plain_paths(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            value = [value]
+        return [{"path": v} if isinstance(v, str) else v for v in value] if isinstance(value, list) else value
+
+    @field_validator("prompt_format")
+    @classmethod
+    def _known_format(cls, value: str) -> str:
+        if value not in PROMPT_FORMATS:
+            raise ValueError(f"not a prompt format; choose one of {', '.join(PROMPT_FORMATS)}")
+        return value
+
+
+class Train(Section):
+    """The optimizer and its schedule."""
+
+    learning_rate: Positive = 1e-4
+    """Peak learning rate."""
+    lr_scheduler_type: Literal["constant", "cosine", "linear"] = "constant"
+    """Shape after the warm-up; cosine and linear end at 0."""
+    warmup_ratio: Probability = 0.03
+    """Share of the steps in which the learning rate rises linearly from 0."""
+    max_grad_norm: Positive = 0.3
+    """Gradients are scaled down to this norm."""
+    weight_decay: NonNegative = 0.0
+    """Decoupled weight decay."""
+    optim: Literal["paged_adamw_32bit", "paged_adamw_8bit", "adamw_8bit", "adamw_torch"] = "paged_adamw_32bit"
+    """Optimizer; paging only happens on a GPU."""
+    adam_beta1: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+    """Decay of the first moment."""
+    adam_beta2: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.999
+    """Decay of the second moment."""
+    adam_epsilon: Positive = 1e-8
+    """Added to the denominator."""
+    per_device_train_batch_size: PositiveInt = 1
+    """Rows in a micro-batch."""
+    gradient_accumulation_steps: PositiveInt = 16
+    """Micro-batches in a step, on each process."""
+    gradient_checkpointing: bool = True
+    """Keep only each layer's input and compute the rest again: much less memory, a third more compute."""
+    num_train_epochs: Positive = 3.0
+    """Passes over the data; used where max_steps is null."""
+    max_steps: PositiveInt | None = None
+    """Number of steps, whatever the size of the data."""
+    seed: int = 0
+    """Seed of initialization, separators, order and dropout."""
+    save_steps: PositiveInt = 100
+    """Steps between checkpoints."""
+    save_total_limit: PositiveInt = 3
+    """Checkpoints that are kept, the newest ones."""
+    eval_steps: PositiveInt | None = None
+    """Steps between evaluations on the held-out records; null: only at the end."""
+
+
+class Config(Section):
+    """A whole run."""
+
+    run_dir: Path
+    """Where everything that the run makes is kept."""
+    report_to: tuple[Tracker, ...] = ()
+    """Trackers beside metrics.jsonl: any of wandb, tensorboard. One that fails does not stop the run."""
+    model: Model
+    quantization: Quantization = Quantization()
+    lora: Lora = Lora()
+    data: Data
+    train: Train = Train()
+
+    @field_validator("report_to", mode="before")
+    @classmethod
+    def _one_or_none(cls, value: Any) -> Any:
+        return {None: (), "none": ()}.get(value, (value,)) if value is None or isinstance(value, str) else value

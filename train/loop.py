@@ -1,0 +1,121 @@
+"""The training loop. One optimizer step per item; read this page first.
+
+Rows, learning rate and dropout are functions of the step (schedule.py), so nothing has to be restored but the adapter
+and the optimizer's moments. Losses and gradients are sums over tokens until one division by the number of trained
+tokens of the whole step: over micro-batches, processes and packed documents, every token weighs the same.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from peft import PeftModel
+
+from data.dataset import Epochs, Rows
+from data.errors import UserError
+from train.config import Train
+from train.loss import token_loss_sum
+from train.parallel import sum_gradients, sum_numbers
+from train.schedule import Steps, Topology, dropout_seed, learning_rate
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one optimizer step did.
+
+    Attributes:
+        step: finished steps, this one included.
+        loss: mean over the step's trained tokens, in nats.
+        grad_norm: of the mean loss, before clipping.
+        tokens: tokens read, trained or not.
+        seconds: wall time of the step.
+    """
+
+    step: int
+    epoch: int
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    tokens: int
+    trained_tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Parts:
+    """All that a run consists of."""
+
+    model: PeftModel
+    optimizer: torch.optim.Optimizer
+    epochs: Epochs
+    steps: Steps
+    topology: Topology
+    settings: Train
+    accelerator: Accelerator
+
+
+def train(parts: Parts, start: int = 0) -> Iterator[Step]:
+    """Run the steps from `start` on, yielding after each; the caller saves, evaluates and reports in between.
+
+    Raises:
+        UserError: a loss or gradient is not finite; the step is not taken.
+    """
+    trainable = [p for p in parts.model.parameters() if p.requires_grad]
+    for step in range(start, parts.steps.total):
+        began = time.perf_counter()
+        epoch, rows = parts.steps.locate(step)
+        parts.model.train()
+        parts.optimizer.zero_grad(set_to_none=True)
+
+        losses, tokens, trained_tokens = _accumulate_gradients(parts, step, epoch, rows)
+        sums = sum_numbers(parts.accelerator, (sum(losses.values()), tokens, trained_tokens))
+        _require_finite(sums[0], losses, parts.epochs[epoch], step)
+
+        sum_gradients(parts.accelerator, trainable)
+        for parameter in trainable:
+            if parameter.grad is not None:
+                parameter.grad.div_(sums[2])
+        grad_norm = float(torch.nn.utils.clip_grad_norm_(trainable, parts.settings.max_grad_norm))
+        _require_finite(grad_norm, {}, parts.epochs[epoch], step)
+
+        rate = _learning_rate(parts, step)
+        for group in parts.optimizer.param_groups:
+            group["lr"] = rate
+        parts.optimizer.step()
+        seconds = time.perf_counter() - began
+        yield Step(step + 1, epoch, sums[0] / sums[2], rate, grad_norm, int(sums[1]), int(sums[2]), seconds)
+
+
+def _accumulate_gradients(
+    parts: Parts, step: int, epoch: int, rows: range
+) -> tuple[dict[tuple[int, ...], float], int, int]:
+    """Backward through this process's micro-batches; their loss sums (by row numbers) and token counts."""
+    losses: dict[tuple[int, ...], float] = {}
+    tokens = trained_tokens = 0
+    for number, part in parts.topology.mine(rows):
+        batch = parts.epochs[epoch].batch(part).to(parts.accelerator.device)
+        torch.manual_seed(dropout_seed(parts.settings.seed, step, number))
+        loss = token_loss_sum(parts.model.get_base_model(), batch)  # pyright: ignore[reportArgumentType]
+        parts.accelerator.backward(loss)
+        losses[tuple(part)] = float(loss.detach())
+        tokens, trained_tokens = tokens + batch.tokens, trained_tokens + batch.trained_tokens
+    return losses, tokens, trained_tokens
+
+
+def _learning_rate(parts: Parts, step: int) -> float:
+    wanted = parts.settings
+    return learning_rate(step, parts.steps.total, wanted.learning_rate, wanted.warmup_ratio, wanted.lr_scheduler_type)
+
+
+def _require_finite(number: float, losses: dict[tuple[int, ...], float], rows: Rows, step: int) -> None:
+    if math.isfinite(number):
+        return
+    bad = [origin for part, loss in losses.items() if not math.isfinite(loss) for origin in rows.origins(part)]
+    found = f"{number} as {'loss' if losses else 'gradient norm'} (records {', '.join(bad) or 'on another process'})"
+    todo = "look at these records, or lower train.learning_rate; --resume continues from the newest checkpoint"
+    raise UserError(f"step {step + 1}", found, todo)

@@ -1,0 +1,210 @@
+"""The tokenizer, the nf4 base with scaled rope, and the adapter attached to it.
+
+Types: base weights nf4 (norms and embeddings bfloat16), residual stream bfloat16, adapter float32 as its own master.
+The widespread recipe (peft's `prepare_model_for_kbit_training` and autocast) makes norms and embeddings float32 and
+with them the residual stream and every checkpoint of it, for no gain in the loss (`benchmarks/dtype_path.py`).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import bitsandbytes as bnb
+import torch
+from huggingface_hub.errors import HfHubHTTPError
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from data.errors import UserError
+from train.attention import NAME as PACKED_ATTENTION
+from train.config import Lora, Model, Quantization
+from train.lora import use_fused_layers
+from train.rope import RopeSpec, require_window, scaled_spec, verify, with_rope
+
+LLAMA_FAMILY = ("llama", "mistral")
+
+
+class NotAtHand(UserError):
+    """The model's files are not here and cannot be fetched."""
+
+
+@dataclass(frozen=True)
+class Base:
+    """A loaded base model: quantized, rope-scaled and verified.
+
+    Attributes:
+        rope_error: largest relative error of the live inverse frequencies against the closed form.
+    """
+
+    model: PreTrainedModel
+    rope: RopeSpec
+    rope_error: float
+
+
+def load_tokenizer(name_or_path: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """The model's tokenizer.
+
+    Raises:
+        UserError: there is none, or it has no end-of-sequence token.
+    """
+    tokenizer = _from_hub(AutoTokenizer, name_or_path, revision=revision)
+    if tokenizer.eos_token_id is None:
+        raise UserError(name_or_path, "its tokenizer has no eos token", "set eos_token in tokenizer_config.json")
+    return tokenizer
+
+
+def load_model_config(model: Model) -> tuple[PretrainedConfig, RopeSpec]:
+    """The base model's config with its rope scaled, and the spec of that.
+
+    Raises:
+        UserError: not there, not of the Llama family, already scaled, or too short for max_length.
+    """
+    config = _from_hub(AutoConfig, model.name_or_path, revision=model.revision)
+    if config.model_type not in LLAMA_FAMILY:
+        found = f"a {config.model_type} model"
+        raise UserError(model.name_or_path, found, f"choose a causal LM of type {' or '.join(LLAMA_FAMILY)}")
+    scaling = model.rope_scaling
+    spec = scaled_spec(config, scaling.rope_type, scaling.factor, scaling.rope_theta)
+    require_window(spec, model.max_length)
+    return with_rope(config, spec), spec
+
+
+def load_base(model: Model, quantization: Quantization, device: torch.device) -> Base:
+    """The quantized base model on `device`, in eval mode.
+
+    Raises:
+        UserError: as `load_model_config`, or the weights cannot be read, or the live rope is not the one asked for.
+    """
+    config, spec = load_model_config(model)
+    dtype = getattr(torch, quantization.compute_dtype)
+    attention = PACKED_ATTENTION if model.attn_implementation == "auto" else model.attn_implementation
+    loaded: PreTrainedModel = _from_hub(
+        AutoModelForCausalLM,
+        model.name_or_path,
+        revision=model.revision,
+        config=config,
+        dtype=dtype,
+        device_map={"": device},
+        attn_implementation=attention,
+        quantization_config=quantization_config(quantization),
+    )
+    keep_weights_unpacked(loaded)
+    return Base(loaded, spec, verify(loaded, spec))
+
+
+def quantization_config(quantization: Quantization) -> BitsAndBytesConfig:
+    """The settings in bitsandbytes' words."""
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=quantization.quant_type,
+        bnb_4bit_use_double_quant=quantization.double_quant,
+        bnb_4bit_compute_dtype=getattr(torch, quantization.compute_dtype),
+    )
+
+
+def keep_weights_unpacked(model: torch.nn.Module) -> None:
+    """Forbid bitsandbytes the in-place repacking of 4-bit weights on CPUs with avx512_bf16.
+
+    It happens in the first evaluation, nothing undoes it, and afterwards gradients through the base and merges are
+    silently wrong (bitsandbytes 0.50, `Linear4bit.forward`). Training and evaluation share the weights here.
+    """
+    for module in model.modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+def checkpoint_activations(model: PreTrainedModel) -> None:
+    """Keep only each layer's input for the backward pass (the method was renamed in transformers 5.20)."""
+    options = {"use_reentrant": False}
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)  # pyright: ignore
+    else:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+
+
+def attach_adapter(base: Base, lora: Lora, seed: int) -> PeftModel:
+    """The base with a trainable adapter: a new one drawn from `seed`, or the one of `lora.init_from`.
+
+    Raises:
+        UserError: `init_from` holds no adapter, one of another rank, or one that learned other positions.
+    """
+    if lora.init_from is not None:
+        return _continue_adapter(base, lora, lora.init_from)
+    torch.manual_seed(seed)
+    model = get_peft_model(base.model, use_fused_layers(_lora_config(lora)), autocast_adapter_dtype=True)
+    assert isinstance(model, PeftModel)
+    return model
+
+
+def _continue_adapter(base: Base, lora: Lora, run: Path) -> PeftModel:
+    model = load_adapter(base, adapter_dir(run), trainable=True)
+    saved = model.peft_config["default"]
+    assert isinstance(saved, LoraConfig)
+    if (saved.r, saved.lora_alpha) != (lora.r, lora.lora_alpha):
+        found = f"its adapter has r {saved.r} and lora_alpha {saved.lora_alpha}, not {lora.r} and {lora.lora_alpha}"
+        raise UserError(str(run), found, "give lora.r and lora.lora_alpha the values it was trained with")
+    return model
+
+
+def adapter_dir(run: Path) -> Path:
+    """The adapter of a run directory, or the directory itself where it is one."""
+    return run / "adapter" if (run / "adapter").is_dir() else run
+
+
+def load_adapter(base: Base, folder: Path, *, trainable: bool = False) -> PeftModel:
+    """The base with a trained adapter, after checking that both have the same rope.
+
+    Raises:
+        UserError: the folder holds no adapter, or its rope differs from the base's.
+    """
+    config = use_fused_layers(_saved_lora_config(folder))
+    spec = RopeSpec.load(folder)
+    if spec != base.rope:
+        found = f"it was trained with {spec}, and the base is loaded with {base.rope}"
+        raise UserError(str(folder), found, "give both the same model.rope_scaling")
+    return PeftModel.from_pretrained(
+        base.model, str(folder), config=config, is_trainable=trainable, autocast_adapter_dtype=True
+    )
+
+
+def _saved_lora_config(folder: Path) -> LoraConfig:
+    try:
+        config = LoraConfig.from_pretrained(str(folder))
+    except (OSError, ValueError, json.JSONDecodeError) as error:
+        raise UserError(str(folder), f"no readable adapter ({error})", "give a run or adapter directory") from None
+    assert isinstance(config, LoraConfig)
+    return config
+
+
+def _lora_config(lora: Lora) -> LoraConfig:
+    targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora.r,
+        lora_alpha=lora.lora_alpha,  # type: ignore[arg-type]
+        lora_dropout=lora.lora_dropout,
+        target_modules=targets,
+        bias="none",
+    )
+
+
+def _from_hub(auto: Any, name_or_path: str, **options: Any) -> Any:
+    """`auto.from_pretrained`, with what can go wrong said once."""
+    try:
+        return auto.from_pretrained(str(Path(name_or_path).expanduser()), **options)
+    except (OSError, HfHubHTTPError, SafetensorError, ValueError) as error:
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        todo = "set model.name_or_path to a checkpoint's directory, or check the name and the network"
+        raise NotAtHand(name_or_path, f"cannot be loaded: {first_line}", todo) from None

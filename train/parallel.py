@@ -1,0 +1,47 @@
+"""What the loop needs of accelerate: which process this is, and sums over all of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import torch
+from accelerate import Accelerator
+
+from data.errors import UserError
+
+
+def start_processes() -> Accelerator:
+    """Join the processes that `accelerate launch` started.
+
+    Raises:
+        UserError: more processes were started than the trainer sees; each would train, and save, on its own.
+    """
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched != accelerator.num_processes:
+        found = f"{launched} processes were launched, but each of them believes to be 1 of {accelerator.num_processes}"
+        todo = "use one of configs/accelerate/*.yaml with --config_file (several on a CPU: two-cpu-processes.yaml)"
+        raise UserError("accelerate launch", found, todo)
+    return accelerator
+
+
+def sum_gradients(accelerator: Accelerator, parameters: Sequence[torch.nn.Parameter]) -> None:
+    """Replace every gradient by its sum over the processes, in one message. A missing gradient counts as zero."""
+    if accelerator.num_processes == 1:
+        return
+    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    summed = accelerator.reduce(torch.cat([grad.flatten() for grad in grads]), reduction="sum")
+    assert isinstance(summed, torch.Tensor)
+    parts = summed.split([grad.numel() for grad in grads])
+    for parameter, part in zip(parameters, parts, strict=True):
+        parameter.grad = part.view_as(parameter)
+
+
+def sum_numbers(accelerator: Accelerator, numbers: Sequence[float]) -> list[float]:
+    """Each number's sum over the processes, in float64."""
+    if accelerator.num_processes == 1:
+        return list(numbers)
+    summed = accelerator.reduce(torch.tensor(numbers, dtype=torch.float64, device=accelerator.device), reduction="sum")
+    assert isinstance(summed, torch.Tensor)
+    return summed.tolist()

@@ -1,0 +1,188 @@
+"""The run directory: what was asked for, on what it ran, and what came of it. Later steps need no flag twice.
+
+    config.yaml        the resolved config            environment.json   versions, git commit, hardware
+    data.json          the accounting of the data     plan.json          memory, steps and rope before the start
+    metrics.jsonl      one object per step            checkpoints/       step-NNNNNN, newest last
+    adapter/           the result                     evals/, merged/    what later commands add
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from data.errors import UserError
+from train.config import Config
+from train.settings import validate
+
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "tokenizers", "safetensors")
+# These change neither the data nor the numbers of a run, so they may differ when it is resumed.
+FREE_TO_CHANGE = ("run_dir", "report_to", "train.save_steps", "train.save_total_limit", "train.eval_steps")
+
+
+@dataclass(frozen=True)
+class Run:
+    """Paths within a run directory."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved config."""
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object per step, and per evaluation."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Resumable states."""
+        return self.path / "checkpoints"
+
+    @property
+    def adapter(self) -> Path:
+        """The finished adapter; it exists only when the run is complete."""
+        return self.path / "adapter"
+
+    @property
+    def merged(self) -> Path:
+        """The merged model (export/merge.py)."""
+        return self.path / "merged"
+
+    @property
+    def cache(self) -> Path:
+        """Tokenized rows; safe to remove."""
+        return self.path / "cache"
+
+    def write_json(self, name: str, content: dict[str, Any]) -> None:
+        """Write a JSON file under the run directory, whole or not at all."""
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(f".{path.name}.partial")
+        aside.write_text(json.dumps(content, indent=2, default=str) + "\n")
+        aside.rename(path)
+
+
+def open_run(path: Path) -> tuple[Run, Config]:
+    """A finished run and its config.
+
+    Raises:
+        UserError: not a run directory, or one without an adapter.
+    """
+    run = Run(path)
+    if not run.config.is_file():
+        raise UserError(str(path), "not a run directory (no config.yaml)", "give the directory of a training run")
+    if not run.adapter.is_dir():
+        todo = "finish it: accelerate launch -q -m train CONFIG --resume"
+        raise UserError(str(path), "this run has not finished (no adapter/)", todo)
+    return run, read_config(run)
+
+
+def read_config(run: Run) -> Config:
+    """The resolved config of a run."""
+    return validate(yaml.safe_load(run.config.read_text()), str(run.config))
+
+
+def claim(config: Config, resume: bool) -> Run:
+    """The run directory of this config, made or taken up again.
+
+    Raises:
+        UserError: it holds another run, something else, or this run's progress without `--resume`.
+    """
+    run = Run(config.run_dir)
+    if run.config.is_file():
+        _require_same(run, config)
+        started = run.adapter.is_dir() or any(run.checkpoints.glob("step-*"))
+        if started and not resume:
+            todo = "pass --resume to continue it, choose another run_dir, or remove the directory"
+            raise UserError(str(run.path), "this run has already made progress here", todo)
+    elif run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
+        raise UserError(str(run.path), "exists and is not a run directory", "choose another run_dir")
+    return run
+
+
+def record_start(run: Run, config: Config, topology: str) -> None:
+    """Write what the run is and where it runs."""
+    run.path.mkdir(parents=True, exist_ok=True)
+    aside = run.config.with_name(".config.yaml.partial")
+    aside.write_text(config_yaml(config))
+    aside.rename(run.config)
+    run.write_json("environment.json", environment(topology))
+
+
+def config_yaml(config: Config) -> str:
+    """The config as YAML, every key spelt out."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=100)
+
+
+def environment(topology: str) -> dict[str, Any]:
+    """Versions, git commit and hardware."""
+    return {
+        "python": platform.python_version(),
+        **{package: version(package) for package in PACKAGES},
+        "git_commit": _git_commit(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
+        "cpu_threads": torch.get_num_threads(),
+        "cpu_count": os.cpu_count(),
+        "topology": topology,
+    }
+
+
+def _git_commit() -> str | None:
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _require_same(run: Run, config: Config) -> None:
+    there, wanted = dict(_flat(read_config(run).model_dump(mode="json"))), dict(_flat(config.model_dump(mode="json")))
+    differing = [key for key in wanted if there.get(key) != wanted[key] and key not in FREE_TO_CHANGE]
+    if differing:
+        listed = "".join(f"\n     {key}: {there.get(key)!r} there, {wanted[key]!r} now" for key in differing)
+        todo = "choose another run_dir, or remove the directory"
+        raise UserError(str(run.path), f"holds a run with another config:{listed}", todo)
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+class Metrics:
+    """metrics.jsonl: appended to and flushed line by line; a resumed run drops what came after its checkpoint."""
+
+    def __init__(self, path: Path, start: int) -> None:
+        kept = [line for line in _lines(path) if json.loads(line)["step"] <= start]
+        aside = path.with_name(f".{path.name}.partial")
+        aside.write_text("".join(kept))
+        aside.rename(path)
+        self._file = path.open("a")
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Append one object."""
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+
+
+def _lines(path: Path) -> list[str]:
+    """Whole lines only: a kill may have cut the last one."""
+    if not path.is_file():
+        return []
+    return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]

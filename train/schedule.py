@@ -1,0 +1,94 @@
+"""Pure functions of the step: which rows, which learning rate, which seed. A resumed run has nothing to restore."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+Shape = Literal["constant", "cosine", "linear"]
+
+
+def learning_rate(step: int, total: int, peak: float, warmup_ratio: float, shape: Shape) -> float:
+    """The learning rate of step 0..total-1: a linear warm-up, then the shape.
+
+    The warm-up covers ceil(warmup_ratio * total) steps and reaches the peak at its end; its first step is not 0.
+    `cosine` and `linear` would reach 0 at step `total`.
+    """
+    warmup = math.ceil(warmup_ratio * total)
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    progress = (step - warmup) / max(1, total - warmup)
+    if shape == "cosine":
+        return peak * 0.5 * (1.0 + math.cos(math.pi * progress))
+    return peak * (1.0 - progress) if shape == "linear" else peak
+
+
+def dropout_seed(seed: int, step: int, micro_batch: int) -> int:
+    """A 63-bit seed for one micro-batch, counted over all ranks; the same however they are spread."""
+    digest = hashlib.sha256(f"{seed}/{step}/{micro_batch}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+@dataclass(frozen=True)
+class Topology:
+    """How a step's rows are spread: over ranks, accumulated micro-batches, and rows in each."""
+
+    rank: int
+    ranks: int
+    micro_batches: int
+    rows_per_micro_batch: int
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows that all ranks use in one step."""
+        return self.ranks * self.micro_batches * self.rows_per_micro_batch
+
+    def mine(self, rows: range) -> Iterator[tuple[int, range]]:
+        """This rank's (micro-batch number, rows) of a step; micro-batches past the end of the epoch are left out."""
+        for turn in range(self.micro_batches):
+            number = turn * self.ranks + self.rank
+            start = rows.start + number * self.rows_per_micro_batch
+            part = range(start, min(start + self.rows_per_micro_batch, rows.stop))
+            if part:
+                yield number, part
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The run's steps, laid over epochs; the last step of an epoch takes what rows are left.
+
+    Attributes:
+        rows_in: number of rows of an epoch (it varies a little where separators are drawn anew).
+        total: number of steps.
+    """
+
+    rows_in: Callable[[int], int]
+    rows_per_step: int
+    total: int
+
+    def locate(self, step: int) -> tuple[int, range]:
+        """The epoch of a step and its rows within that epoch."""
+        epoch = 0
+        while step >= (steps := steps_in_epoch(self.rows_in(epoch), self.rows_per_step)):
+            step, epoch = step - steps, epoch + 1
+        start = step * self.rows_per_step
+        return epoch, range(start, min(start + self.rows_per_step, self.rows_in(epoch)))
+
+
+def steps_in_epoch(rows: int, rows_per_step: int) -> int:
+    """Steps that use all rows once."""
+    return math.ceil(rows / rows_per_step)
+
+
+def plan_steps(rows_in: Callable[[int], int], rows_per_step: int, epochs: float, max_steps: int | None) -> Steps:
+    """The Steps of a run of exactly `max_steps`, or else of `epochs`: whole ones, and a part of one more."""
+    if max_steps is not None:
+        return Steps(rows_in, rows_per_step, max_steps)
+    whole = int(epochs)
+    total = sum(steps_in_epoch(rows_in(epoch), rows_per_step) for epoch in range(whole))
+    if epochs > whole:
+        total += math.ceil((epochs - whole) * steps_in_epoch(rows_in(whole), rows_per_step))
+    return Steps(rows_in, rows_per_step, total)

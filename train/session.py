@@ -1,0 +1,183 @@
+"""From a config to an adapter: build the parts, run the loop, and between steps save, evaluate and report."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from data.dataset import Epochs, Recipe, Rows, Source, read_corpus, validation_rows
+from data.render import PROMPT_FORMATS
+from data.tokens import Encoder
+from train import track
+from train.attention import check_isolation
+from train.checkpoint import latest, load_checkpoint, prune, save_adapter, save_checkpoint
+from train.config import Config, Data
+from train.console import Board
+from train.loop import Parts, Step, train
+from train.model import attach_adapter, checkpoint_activations, load_base, load_model_config, load_tokenizer
+from train.optim import build_optimizer
+from train.plan import describe, estimate
+from train.rope import RopeSpec
+from train.run import Metrics, Run, claim, record_start
+from train.schedule import Topology, plan_steps
+from train.validate import validation_loss
+
+
+@dataclasses.dataclass(frozen=True)
+class Session:
+    """One run on these processes.
+
+    Attributes:
+        start: steps that a checkpoint had finished.
+    """
+
+    config: Config
+    run: Run
+    accelerator: Accelerator
+    board: Board
+    parts: Parts
+    validation: Rows
+    rope: RopeSpec
+    start: int
+
+
+def run_training(config: Config, accelerator: Accelerator, *, resume: bool) -> None:
+    """Train `config` to its end, or from its newest checkpoint to its end.
+
+    Raises:
+        UserError: for every mistake that the user can mend, before or while training.
+    """
+    board = Board(visible=accelerator.is_main_process)
+    run = claim(config, resume)
+    accelerator.wait_for_everyone()
+    if run.adapter.is_dir():
+        board.say(f"{run.path}: already finished; the adapter is in {run.adapter}")
+        return
+    session = _open(config, run, accelerator, board)
+    _follow(session)
+    _finish(session)
+
+
+def _open(config: Config, run: Run, accelerator: Accelerator, board: Board) -> Session:
+    """Cheap checks first: the config against the model's, the data, and only then the weights."""
+    model_config, spec = load_model_config(config.model)
+    tokenizer = load_tokenizer(config.model.name_or_path, config.model.revision)
+    corpus = read_corpus([Source(s.path, s.format) for s in config.data.sources], config.data.max_rejected)
+    recipe, encoder = recipe_of(config), Encoder(tokenizer)
+    if accelerator.is_main_process:
+        record_start(run, config, f"{accelerator.num_processes} x {accelerator.device.type}")
+    with accelerator.main_process_first():
+        epochs = Epochs(corpus, encoder, recipe, run.cache)
+        validation = validation_rows(corpus, encoder, recipe, run.cache)
+    plan = estimate(config, model_config)
+    board.say(epochs.report.table(), *describe(plan, spec))
+
+    base = load_base(config.model, config.quantization, accelerator.device)
+    board.say(f"rope verified in the live model: inv_freq within {base.rope_error:.1e} of the closed form")
+    model = attach_adapter(base, config.lora, config.train.seed)
+    if config.data.packing:
+        check_isolation(base.model)
+        board.say(f"packing verified: documents do not see each other ({base.model.config._attn_implementation})")
+    if config.train.gradient_checkpointing:
+        checkpoint_activations(base.model)
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    optimizer = build_optimizer(trainable, config.train)
+
+    topology = _topology(config, accelerator)
+    limits = config.train.num_train_epochs, config.train.max_steps
+    steps = plan_steps(epochs.size, topology.rows_per_step, *limits)
+    checkpoint = latest(run.checkpoints)
+    start = load_checkpoint(checkpoint, model, optimizer) if checkpoint else 0
+    if checkpoint:
+        board.say(f"resuming after step {start} from {checkpoint}")
+    if accelerator.is_main_process:
+        run.write_json("data.json", epochs.report.to_json())
+        rope = {**dataclasses.asdict(spec), "inv_freq": spec.inv_freq().tolist(), "live_error": base.rope_error}
+        run.write_json("plan.json", {**plan.to_json(), "steps": steps.total, "rope": rope})
+    parts = Parts(model, optimizer, epochs, steps, topology, config.train, accelerator)
+    return Session(config, run, accelerator, board, parts, validation, spec, start)
+
+
+def recipe_of(config: Config) -> Recipe:
+    """The data path's view of a config."""
+    data = config.data
+    return Recipe(
+        data.prompt_format,
+        prompt_format_of(data),
+        config.model.max_length,
+        data.too_long,
+        data.packing,
+        data.validation_fraction,
+        config.train.seed,
+    )
+
+
+def prompt_format_of(data: Data) -> Any:
+    """The named prompt format with the config's own separators and system prompt, where it gives any."""
+    own = {
+        "system": data.system_prompt,
+        "space_probability": data.space_probability,
+        "separator_draw": data.separator_draw,
+    }
+    return dataclasses.replace(
+        PROMPT_FORMATS[data.prompt_format], **{key: value for key, value in own.items() if value is not None}
+    )
+
+
+def _topology(config: Config, accelerator: Accelerator) -> Topology:
+    return Topology(
+        accelerator.process_index,
+        accelerator.num_processes,
+        config.train.gradient_accumulation_steps,
+        config.train.per_device_train_batch_size,
+    )
+
+
+def _follow(session: Session) -> None:
+    """Run the loop; after each step record it, and save and evaluate when it is time."""
+    parts, settings, board = session.parts, session.config.train, session.board
+    total, main = parts.steps.total, session.accelerator.is_main_process
+    metrics = Metrics(session.run.metrics, session.start) if main else None
+    trackers = track.start_trackers(session.config, board.warn) if main else []
+    for step in board.follow(train(parts, session.start), session.start, total):
+        records = [_record(step)]
+        last = step.step == total
+        if last or (settings.eval_steps and step.step % settings.eval_steps == 0):
+            records += _evaluate(session, step)
+        for record in records:
+            if metrics:
+                metrics.write(record)
+            track.log(trackers, {k: v for k, v in record.items() if k != "step"}, step.step, board.warn)
+        if (last or step.step % settings.save_steps == 0) and main:
+            _save(session, step.step)
+        session.accelerator.wait_for_everyone()
+    track.finish(trackers, board.warn)
+
+
+def _record(step: Step) -> dict[str, Any]:
+    return {**dataclasses.asdict(step), "tokens_per_second": round(step.tokens / step.seconds, 1)}
+
+
+def _evaluate(session: Session, step: Step) -> list[dict[str, Any]]:
+    loss = validation_loss(session.parts.model, session.validation, session.accelerator)
+    if loss is None:
+        return []
+    session.board.say(f"step {step.step}: loss on held-out records {loss:.4f}")
+    return [{"step": step.step, "validation_loss": loss}]
+
+
+def _save(session: Session, step: int) -> None:
+    folder = session.run.checkpoints
+    save_checkpoint(folder, step, session.parts.model, session.parts.optimizer, session.rope)
+    prune(folder, session.config.train.save_total_limit)
+
+
+def _finish(session: Session) -> None:
+    """Publish the adapter; that it exists says that the run is complete."""
+    if session.accelerator.is_main_process:
+        save_adapter(session.run.adapter, session.parts.model, session.rope)
+    session.accelerator.wait_for_everyone()
+    session.board.say(f"done: the adapter is in {session.run.adapter}")

@@ -133,6 +133,10 @@ class Rows:
         """The given rows, end to end, as one Batch."""
         return collate(self.document(index) for row in rows for index in self._rows[row])
 
+    def documents(self) -> Iterator[Example]:
+        """Every document, row by row."""
+        return (self.document(index) for row in self._rows for index in row)
+
     def origins(self, rows: Sequence[int]) -> list[str]:
         """Where the documents of the given rows were read from, as `file:line`."""
         return [str(self._documents[index]["origin"]) for row in rows for index in self._rows[row]]

@@ -17,6 +17,7 @@ except where it was wrong:
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 import re
 from collections.abc import Callable, Sequence
@@ -128,9 +129,38 @@ def render_prompt(
     history: Sequence[Turn], prompt: str, system: str | None, prompt_format: PromptFormat
 ) -> tuple[Span, ...]:
     """The spans of a conversation that waits for its next answer; separators are the format's usual ones."""
-    usual = 0.0 if prompt_format.space_probability > 0.5 else 1.0
+    usual = 0.0 if _usual_separator(prompt_format) == " " else 1.0
     waiting = Conversation("", "", system, (*history, Turn(prompt.strip(), "")))
     return render(waiting, prompt_format, always(usual))[:-1]
+
+
+def chat_template(prompt_format: PromptFormat, *, with_bos: bool) -> str:
+    """The format as a jinja template for `tokenizer.apply_chat_template`, equal to `render_prompt`.
+
+    The generation prompt ends in `ASSISTANT:` without a space: the space belongs to the first word of the answer
+    (see tokens.py).
+    """
+    separator = json.dumps(_usual_separator(prompt_format))
+    own = "messages[0].content | trim" if prompt_format.takes_system else json.dumps(prompt_format.system)
+    own_end = '"\n"' if prompt_format.takes_system else separator
+    return (
+        "{%- if messages[0].role == 'system' -%}{%- set talk = messages[1:] -%}"
+        f"{{%- set system = ({own}) + {own_end} -%}}"
+        "{%- else -%}{%- set talk = messages -%}"
+        f"{{%- set system = {json.dumps(prompt_format.system)} + {separator} -%}}{{%- endif -%}}"
+        + ("{{- bos_token -}}" if with_bos else "")
+        + "{{- system -}}"
+        "{%- for message in talk -%}{%- if message.role == 'user' -%}"
+        f"{{{{- ({json.dumps(prompt_format.turn_start)} if not loop.first else '') + 'USER: ' -}}}}"
+        f"{{{{- (message.content | trim) + {separator} + 'ASSISTANT:' -}}}}"
+        "{%- else -%}"
+        f"{{{{- ' ' + (message.content | trim) + {json.dumps(prompt_format.response_end)} + eos_token -}}}}"
+        "{%- endif -%}{%- endfor -%}"
+    )
+
+
+def _usual_separator(prompt_format: PromptFormat) -> str:
+    return " " if prompt_format.space_probability > 0.5 else "\n"
 
 
 def separators(spans: Sequence[Span]) -> str:

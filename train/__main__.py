@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import logging
 from pathlib import Path
-
-import datasets
-import transformers
 
 from data.errors import exits_on_user_error
 from train.allocator import keep_freed_memory
 from train.config import Config
 from train.config_help import help_text
-from train.console import Board
+from train.console import Board, quiet_libraries
 from train.model import NotAtHand, load_model_config
 from train.parallel import start_processes
 from train.plan import describe, estimate
@@ -27,7 +23,7 @@ def main() -> int:
     """Read the arguments, then show or run the config."""
     arguments = _parser().parse_args()
     config = load_config(arguments.config, arguments.overrides)
-    _quiet()
+    quiet_libraries()
     if arguments.dry_run:
         show(config)
     else:
@@ -63,14 +59,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--resume", action="store_true", help="continue from the newest complete checkpoint")
     parser.add_argument("--dry-run", action="store_true", help="resolve, validate and print the config, then exit")
     return parser
-
-
-def _quiet() -> None:
-    """The libraries' progress bars and notices would hide ours."""
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterable, Iterator
 
+import datasets
+import transformers
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -68,3 +71,12 @@ def summary(step: Step) -> str:
     return (
         f"loss {step.loss:.4f}  lr {step.learning_rate:.2e}  grad norm {step.grad_norm:.3f}  {speed:,.0f} tokens/s"
     )
+
+
+def quiet_libraries() -> None:
+    """The libraries' progress bars and notices would hide ours."""
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    # peft 0.21 asks transformers 5.20+ by the names that it deprecated.
+    warnings.filterwarnings("ignore", category=FutureWarning, message=".*gradient_checkpointing.*")

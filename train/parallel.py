@@ -18,12 +18,24 @@ def start_processes() -> Accelerator:
         UserError: more processes were started than the trainer sees; each would train, and save, on its own.
     """
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    if accelerator.device.type == "cpu":
+        use_all_cores(accelerator.num_processes)
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != accelerator.num_processes:
         found = f"{launched} processes were launched, but each of them believes to be 1 of {accelerator.num_processes}"
         todo = "use one of configs/accelerate/*.yaml with --config_file (several on a CPU: two-cpu-processes.yaml)"
         raise UserError("accelerate launch", found, todo)
     return accelerator
+
+
+def use_all_cores(processes: int) -> None:
+    """Undo `accelerate launch`'s silent OMP_NUM_THREADS=1: each process gets its share of the cores allowed to us.
+
+    Any other value is the user's and stands. To use fewer cores, allow fewer (`taskset -c 0 accelerate launch ...`).
+    """
+    if os.environ.get("OMP_NUM_THREADS") == "1":
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(max(1, cores // processes))
 
 
 def sum_gradients(accelerator: Accelerator, parameters: Sequence[torch.nn.Parameter]) -> None:

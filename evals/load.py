@@ -1,0 +1,96 @@
+"""A run, its adapter or its merged model, loaded for inference."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import bitsandbytes as bnb
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from data.errors import UserError
+from data.render import PromptFormat
+from data.tokens import Encoder
+from train.config import Config
+from train.model import load_adapter, load_base, load_tokenizer
+from train.run import open_run
+from train.session import prompt_format_of
+
+MERGE_RECORD = "merge.json"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model that answers in its prompt format.
+
+    Attributes:
+        what: how it was loaded, in words.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    encoder: Encoder
+    prompt_format: PromptFormat
+    what: str
+
+
+def device_here() -> torch.device:
+    """The GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load(path: Path, *, adapter: bool = False) -> Loaded:
+    """A run directory (its merged model where it has one, unless `adapter`), or a merged model's directory.
+
+    Raises:
+        UserError: it is neither.
+    """
+    if (path / MERGE_RECORD).is_file():
+        return _load_merged(path)
+    run, config = open_run(path)
+    if (run.merged / MERGE_RECORD).is_file() and not adapter:
+        return _load_merged(run.merged)
+    model = live_model(config, run.adapter, device_here())
+    tokenizer = load_tokenizer(config.model.name_or_path, config.model.revision)
+    return Loaded(model, tokenizer, Encoder(tokenizer), prompt_format_of(config.data), f"nf4 base + {run.adapter}")
+
+
+def _load_merged(path: Path) -> Loaded:
+    record: dict[str, Any] = json.loads((path / MERGE_RECORD).read_text())
+    model = load_dense(path, device_here())
+    tokenizer = load_tokenizer(str(path))
+    return Loaded(model, tokenizer, Encoder(tokenizer), PromptFormat(**record["prompt_format"]), str(path))
+
+
+def load_dense(path: Path, device: torch.device) -> PreTrainedModel:
+    """A directory's model by plain transformers; float32 on a CPU, where half precision is slow."""
+    try:
+        dtype = torch.float32 if device.type == "cpu" else "auto"
+        return AutoModelForCausalLM.from_pretrained(str(path), dtype=dtype, device_map={"": device})
+    except (OSError, ValueError) as error:
+        raise UserError(str(path), f"cannot be loaded: {error}", "merge it again") from None
+
+
+def live_model(config: Config, adapter: Path, device: torch.device) -> PreTrainedModel:
+    """The quantized base with its adapter, as it was trained, ready to generate."""
+    inference = config.model.model_copy(update={"attn_implementation": "sdpa"})
+    base = load_base(inference, config.quantization, device)
+    model = load_adapter(base, adapter)
+    if device.type == "cpu":
+        compute_in_float32(base.model)
+    model.eval()
+    return base.model
+
+
+def compute_in_float32(model: PreTrainedModel) -> None:
+    """The same weights, with activations in float32: 4-bit weights still become what training multiplied with."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.float()
+    for module in model.modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            module.compute_dtype = torch.float32
+            module.compute_type_is_set = True

@@ -1,0 +1,66 @@
+"""config.json and the tokenizer's files as other programs read them, whichever transformers they have.
+
+transformers 5 writes the rope as `rope_parameters` only; transformers 4 reads such a file as theta 10000 and no
+scaling, silently. So both spellings are written, and both come from the one RopeSpec.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
+
+from data.render import PromptFormat, chat_template
+from data.tokens import Encoder
+from train.rope import RopeSpec, with_rope
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+)
+
+
+def write_config(folder: Path, base: PretrainedConfig, spec: RopeSpec, dtype: str) -> None:
+    """Write config.json for `dtype` ("float16", ...) with the rope in the new and the legacy spelling."""
+    with_rope(base, spec).save_pretrained(str(folder))
+    path = folder / "config.json"
+    config: dict[str, Any] = json.loads(path.read_text())
+    for stale in ("quantization_config", "_name_or_path", "_model_name_or_path", "_attn_implementation"):
+        config.pop(stale, None)
+    config |= {"dtype": dtype, "torch_dtype": dtype, "rope_theta": spec.rope_theta, "use_cache": True}
+    legacy = spec.legacy_rope_scaling()
+    if legacy:
+        config["rope_scaling"] = legacy
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def write_generation_config(folder: Path, base: Path, encoder: Encoder, pad_token_id: int | None) -> None:
+    """The base's generation_config.json with this tokenizer's eos, or a plain one."""
+    settings = GenerationConfig.from_pretrained(str(base)) if (base / "generation_config.json").is_file() else None
+    generation = settings or GenerationConfig()
+    generation.eos_token_id = encoder.eos_id
+    generation.pad_token_id = encoder.eos_id if pad_token_id is None else pad_token_id
+    generation.save_pretrained(str(folder))
+
+
+def write_tokenizer(
+    folder: Path, base: Path, tokenizer: PreTrainedTokenizerBase, prompt_format: PromptFormat, max_length: int
+) -> None:
+    """The base's own tokenizer files, with the chat template of the prompt format that was trained."""
+    for name in TOKENIZER_FILES:
+        if (base / name).is_file():
+            shutil.copyfile(base / name, folder / name)
+    template = chat_template(prompt_format, with_bos=bool(Encoder(tokenizer).bos_ids))
+    (folder / "chat_template.jinja").write_text(template)
+    path = folder / "tokenizer_config.json"
+    settings: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    settings |= {"chat_template": template, "model_max_length": max_length}
+    path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n")

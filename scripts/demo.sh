@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# The whole pipeline, one command a line: data and base model -> adapter -> checked merge -> answers.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+show() { printf '\n\033[1m$ %s\033[0m\n' "$*"; "$@"; }
+began=$SECONDS
+
+show python -m scripts.demo_model
+show accelerate launch -q -m train configs/demo.yaml --resume
+[ -f runs/demo/merged/merge.json ] || show python -m scripts.merge runs/demo
+show python -m scripts.chat runs/demo --prompt "What is the capital of France, and what is it known for?" --max-new-tokens 80
+show python -m scripts.chat runs/demo --system "You are a pirate." --prompt "Tell me about the sea." --max-new-tokens 80
+
+cat <<END
+
+Done in $((SECONDS - began)) s (without the installation). What was made:
+  runs/demo/adapter/        the QLoRA adapter, with its rope.json
+  runs/demo/merged/         a plain Hugging Face model of 16,384 positions, checked against the live adapter (merge.json)
+  runs/demo/metrics.jsonl   loss, learning rate, gradient norm and speed of every step
+  runs/demo/data.json       what became of every record
+
+Next:
+  .venv/bin/python -m scripts.chat runs/demo
+  .venv/bin/accelerate launch -q -m train configs/demo.yaml run_dir=runs/mine data.sources=[instructions.jsonl]
+  .venv/bin/python -m scripts.merge runs/demo --onto original --max-kl 1
+END

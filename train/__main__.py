@@ -40,10 +40,10 @@ def show(config: Config) -> None:
         if not source.path.is_file():
             board.warn(f"{source.path}: no such file yet")
     try:
-        model_config, spec = load_model_config(config.model)
+        model_config, spec = load_model_config(config.model, offline=True)
         board.say(*describe(estimate(config, model_config), spec))
     except NotAtHand as error:
-        board.warn(f"{error.where} is not at hand: memory and rope cannot be planned")
+        board.warn(f"{error.where} is not on this machine yet: memory and rope cannot be planned")
     board.say("the config is valid; nothing was run (--dry-run)")
 
 

@@ -55,6 +55,8 @@ class Model(Section):
     """Context extension."""
     max_length: PositiveInt = 2048
     """Tokens in a row, and the limit of a record."""
+    allow_beyond_window: bool = False
+    """Let max_length exceed the (scaled) window; positions out there are ones the model never learned."""
 
     @field_validator("rope_scaling", mode="before")
     @classmethod

@@ -65,19 +65,20 @@ def load_tokenizer(name_or_path: str, revision: str | None = None) -> PreTrained
     return tokenizer
 
 
-def load_model_config(model: Model) -> tuple[PretrainedConfig, RopeSpec]:
-    """The base model's config with its rope scaled, and the spec of that.
+def load_model_config(model: Model, *, offline: bool = False) -> tuple[PretrainedConfig, RopeSpec]:
+    """The base model's config with its rope scaled, and the spec of that; `offline` looks on this machine only.
 
     Raises:
         UserError: not there, not of the Llama family, already scaled, or too short for max_length.
     """
-    config = _from_hub(AutoConfig, model.name_or_path, revision=model.revision)
+    config = _from_hub(AutoConfig, model.name_or_path, revision=model.revision, local_files_only=offline)
     if config.model_type not in LLAMA_FAMILY:
         found = f"a {config.model_type} model"
         raise UserError(model.name_or_path, found, f"choose a causal LM of type {' or '.join(LLAMA_FAMILY)}")
     scaling = model.rope_scaling
     spec = scaled_spec(config, scaling.rope_type, scaling.factor, scaling.rope_theta)
-    require_window(spec, model.max_length)
+    if not model.allow_beyond_window:
+        require_window(spec, model.max_length)
     return with_rope(config, spec), spec
 
 

@@ -1,0 +1,63 @@
+"""The worker of trl_compare on this project's side: its parts, and its own loop. Run with the path of a Job."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from benchmarks.trl_job import Job, Measured, MemoryMeter, Taken, device_name, installed, shape_of
+from data.dataset import Epochs, Source, read_corpus
+from data.tokens import Encoder
+from train.allocator import keep_freed_memory
+from train.config import Config
+from train.console import quiet_libraries
+from train.loop import Parts, train
+from train.model import attach_adapter, checkpoint_activations, load_base, load_tokenizer
+from train.optim import build_optimizer
+from train.parallel import start_processes
+from train.schedule import Steps, Topology
+from train.session import recipe_of
+from train.settings import validate
+
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
+
+
+def main() -> int:
+    """Train the job's steps and write what was measured."""
+    job = Job.load(Path(sys.argv[1]))
+    quiet_libraries()
+    keep_freed_memory()
+    parts = build_parts(job, start_processes())
+    shape, meter = shape_of(parts.model), MemoryMeter()
+    steps = [Taken(step.loss, step.tokens, step.trained_tokens, step.seconds) for step in train(parts)]
+    measured = Measured(steps, meter.read(), shape, torch.get_num_threads(), device_name(), installed(*PACKAGES))
+    measured.save(Path(job.out))
+    return 0
+
+
+def build_parts(job: Job, accelerator: Accelerator) -> Parts:
+    """What train/session.py builds for a run, without a run directory."""
+    config = validate(job.config, "the benchmark's job")
+    epochs = open_rows(config, Path(job.cache))
+    base = load_base(config.model, config.quantization, accelerator.device)
+    model = attach_adapter(base, config.lora, config.train.seed)
+    if config.train.gradient_checkpointing:
+        checkpoint_activations(base.model)
+    optimizer = build_optimizer((p for p in model.parameters() if p.requires_grad), config.train)
+    topology = Topology(0, 1, job.accumulation, config.train.per_device_train_batch_size)
+    steps = Steps(epochs.size, topology.rows_per_step, job.steps)
+    return Parts(model, optimizer, epochs, steps, topology, config.train, accelerator)
+
+
+def open_rows(config: Config, cache: Path) -> Epochs:
+    """The rows of a config, as training sees them."""
+    corpus = read_corpus([Source(s.path, s.format) for s in config.data.sources], config.data.max_rejected)
+    tokenizer = load_tokenizer(config.model.name_or_path, config.model.revision)
+    return Epochs(corpus, Encoder(tokenizer), recipe_of(config), cache)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

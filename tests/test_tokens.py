@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from conftest import SHARED, TEXTS, sentencepiece_like, train_tokenizer
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from data.records import Conversation, Turn, parse_record
+from data.render import PROMPT_FORMATS, Span, always, render, render_prompt
+from data.tokens import Encoder, Example, chunks, common_prefix_length, fit
+
+FORMAT = PROMPT_FORMATS["airoboros-2.2"]
+ENCODERS = {"bpe": Encoder(train_tokenizer(TEXTS)), "sentencepiece": Encoder(sentencepiece_like())}
+RESPONSES = ["It is 4.", "4", "    indented", "Ωμέγα 日本 🙂", "</s> is text", "def f():\n    return 1"]
+
+
+def conversation(*turns: tuple[str, str], system: str | None = None) -> Conversation:
+    return Conversation("k", "c", system, tuple(Turn(*turn) for turn in turns))
+
+
+def encode(encoder: Encoder, *turns: tuple[str, str]) -> Example:
+    return encoder.encode(render(conversation(*turns), FORMAT, always(0.0)))
+
+
+@pytest.mark.parametrize("encoder", ENCODERS.values(), ids=ENCODERS)
+@pytest.mark.parametrize("response", RESPONSES)
+def test_inference_sees_the_ids_that_were_trained(encoder: Encoder, response: str) -> None:
+    """The prompt's ids are the untrained beginning of the document, so the first trained token comes next."""
+    example = encode(encoder, ("What is 2+2?", response))
+    prompt = encoder.prompt_ids(render_prompt([], "What is 2+2?", None, FORMAT))
+    assert example.ids[: len(prompt)].tolist() == prompt
+    assert not example.trained[: len(prompt)].any()
+    assert example.trained[len(prompt) :].all()
+
+
+@pytest.mark.parametrize("encoder", ENCODERS.values(), ids=ENCODERS)
+def test_every_assistant_turn_is_trained_up_to_its_eos(encoder: Encoder) -> None:
+    example = encode(encoder, ("Hi", "Hello."), ("More?", "Sure."))
+    ends = np.flatnonzero(example.ids == encoder.eos_id)
+    assert len(ends) == 2
+    assert example.trained[ends].all()
+    assert ends[1] == len(example) - 1
+    second = encoder.prompt_ids(render_prompt([Turn("Hi", "Hello.")], "More?", None, FORMAT))
+    assert example.ids[: len(second)].tolist() == second
+    assert not example.trained[ends[0] + 1 : len(second)].any()
+
+
+def test_text_never_becomes_a_control_token() -> None:
+    encoder = ENCODERS["bpe"]
+    example = encode(encoder, ("Say </s> and <s>.", "</s></s>"))
+    assert (example.ids == encoder.eos_id).sum() == 1
+    assert example.ids[-1] == encoder.eos_id
+
+
+def test_bos_only_where_the_tokenizer_adds_one() -> None:
+    assert ENCODERS["bpe"].bos_ids == []
+    assert ENCODERS["sentencepiece"].bos_ids == [1]
+    assert encode(ENCODERS["sentencepiece"], ("a", "b")).ids[0] == 1
+
+
+def test_newline_and_space_are_kept_apart() -> None:
+    for encoder in ENCODERS.values():
+        assert encoder.text_ids("a\nb") != encoder.text_ids("a b")
+
+
+@given(a=st.lists(st.integers(0, 3)), b=st.lists(st.integers(0, 3)))
+def test_common_prefix(a: list[int], b: list[int]) -> None:
+    n = common_prefix_length(a, b)
+    assert a[:n] == b[:n]
+    assert n == min(len(a), len(b)) or a[n] != b[n]
+
+
+def test_truncation_cuts_the_end_and_drops_what_has_no_answer_left() -> None:
+    example = encode(ENCODERS["bpe"], ("What is 2+2?", "It is 4, and it always was."))
+    first_trained = int(example.trained.argmax())
+    cut = fit(example, first_trained + 3, "truncate")
+    assert cut is not None
+    assert cut.trained.sum() == 3
+    assert cut.ids.tolist() == example.ids[: first_trained + 3].tolist()
+    assert fit(example, first_trained, "truncate") is None
+    assert fit(example, len(example) - 1, "drop") is None
+    assert fit(example, len(example), "drop") is example
+
+
+def test_long_text_is_cut_into_chunks_that_lose_at_most_one_token() -> None:
+    encoder = ENCODERS["sentencepiece"]
+    whole = encoder.encode((Span("rope " * 50, trained=True),))
+    pieces = chunks(whole, 16)
+    assert np.concatenate([piece.ids for piece in pieces]).tolist() == whole.ids[: sum(map(len, pieces))].tolist()
+    assert len(whole) - sum(map(len, pieces)) <= 1
+    assert all(not piece.trained[0] and piece.trained[1:].all() for piece in pieces)
+
+
+# --- real tokenizers, where they are at hand ---------------------------------------------------------------------------
+
+LLAMA2 = SHARED / "tokenizers" / "llama2" / "hf"
+needs_llama2 = pytest.mark.skipif(not LLAMA2.is_dir(), reason="needs shared/tokenizers")
+
+
+@pytest.fixture(scope="module")
+def llama2() -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(LLAMA2)
+
+
+@needs_llama2
+@pytest.mark.parametrize("response", RESPONSES)
+def test_seam_on_the_real_llama2_tokenizer(llama2: PreTrainedTokenizerBase, response: str) -> None:
+    test_inference_sees_the_ids_that_were_trained(Encoder(llama2), response)
+
+
+@needs_llama2
+def test_the_first_word_keeps_its_space(llama2: PreTrainedTokenizerBase) -> None:
+    example = encode(Encoder(llama2), ("Hi", "Hello."))
+    assert llama2.convert_ids_to_tokens(example.ids[example.trained].tolist())[:2] == ["▁Hello", "."]
+
+
+@needs_llama2
+def test_ids_of_the_lineage_where_its_seam_is_sane(llama2: PreTrainedTokenizerBase) -> None:
+    """It tokenized prompt and response apart: same ids but for the lone space piece that it left between them."""
+    published = json.loads((SHARED / "conformance" / "collator_tokens.json").read_text())
+    compared = 0
+    for output in published["outputs"]:
+        example = published["examples"].get(output["record"], {"input": ""})
+        sane = output["impl"] == "jondurbin-head" and not output.get("kw", {}).get("train_on_source")
+        if not sane or output["model_max_len"] != 2048 or not example["input"].endswith("ASSISTANT: "):
+            continue
+        spans = (Span(example["input"], False), Span(example["output"], True, ends_turn=True))
+        theirs, ours = output["input_ids"], Encoder(llama2).encode(spans).ids.tolist()
+        start = next(i for i, label in enumerate(output["labels"]) if label != -100)
+        assert theirs[start - 1] == 29871
+        assert ours == theirs[: start - 1] + theirs[start:]
+        compared += 1
+    assert compared >= 10
+
+
+@pytest.mark.skipif(not (SHARED / "airoboros").is_dir(), reason="needs shared/airoboros")
+def test_genuine_records_round_trip() -> None:
+    encoder = ENCODERS["bpe"]
+    for line in (SHARED / "airoboros" / "genuine-2.2-three-rows.jsonl").read_text().splitlines():
+        record = parse_record(json.loads(line))
+        example = encoder.encode(render(record, FORMAT, always(0.0)))
+        decoded = encoder._tokenizer.decode(example.ids[example.trained][:-1].tolist())
+        assert decoded == " " + record.turns[0].response + "\n"

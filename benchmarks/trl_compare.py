@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
@@ -67,7 +68,7 @@ def main() -> int:
             runs[task.name].append(run(task, arguments.steps, python))
             print(f"  {task.name:20} {_speed(runs[task.name][-1]):7.1f} tokens/s", flush=True)
     report = {
-        "command": " ".join(["python -m benchmarks.trl_compare", *sys.argv[1:]]),
+        "command": " ".join([*_thread_settings(), "python -m benchmarks.trl_compare", *sys.argv[1:]]),
         **surroundings(runs),
         "arguments": {key: str(value) for key, value in vars(arguments).items()},
         "config": tasks[0].config.model_dump(mode="json"),
@@ -197,6 +198,12 @@ def _subprocess(command: list[str]) -> str:
         found = f"exit code {result.returncode}:\n{(result.stderr or result.stdout)[-2000:]}"
         raise UserError(" ".join(command), found, "run this command by hand, with the same working directory")
     return result.stdout
+
+
+def _thread_settings() -> list[str]:
+    """What the caller's environment says about waiting threads: it moves the numbers, so it is part of the command."""
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+    return [f"{name}={os.environ[name]}" for name in names if name in os.environ]
 
 
 def _speed(measured: Measured) -> float:

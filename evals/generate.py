@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from queue import Queue
 from threading import Thread
 from typing import Any
 
 import torch
-from transformers import StoppingCriteria, TextIteratorStreamer
+from transformers import StoppingCriteria
+from transformers.generation.streamers import BaseStreamer
 
 from data.records import Turn
 from data.render import render_prompt
@@ -72,10 +74,30 @@ class _Halt(StoppingCriteria):
         return torch.full((input_ids.shape[0],), self.halted, dtype=torch.bool, device=input_ids.device)
 
 
+class _Tokens(BaseStreamer):
+    """Hands new token ids from the generating thread to the reading one."""
+
+    def __init__(self) -> None:
+        self._queue: Queue[int | None] = Queue()
+        self._prompt_seen = False
+
+    def put(self, value: torch.Tensor) -> None:
+        """Called by `generate`: first with the prompt, then with each new token."""
+        if self._prompt_seen:
+            self._queue.put(int(value.flatten()[-1]))
+        self._prompt_seen = True
+
+    def end(self) -> None:
+        """Called by `generate`, or when it failed."""
+        self._queue.put(None)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._queue.get, None)
+
+
 def _stream(loaded: Loaded, ids: list[int], sampling: Sampling) -> Generator[str, None, None]:
     """Text pieces of a generation that runs in a thread of its own; closing the iterator ends that thread."""
-    streamer = TextIteratorStreamer(loaded.tokenizer, skip_prompt=True, skip_special_tokens=True)  # type: ignore[arg-type]
-    halt = _Halt()
+    tokens, halt = _Tokens(), _Halt()
     choice: dict[str, Any] = {"do_sample": False}
     if sampling.temperature > 0:
         choice = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p}
@@ -83,7 +105,7 @@ def _stream(loaded: Loaded, ids: list[int], sampling: Sampling) -> Generator[str
     options = {
         "input_ids": prompt,
         "attention_mask": torch.ones_like(prompt),
-        "streamer": streamer,
+        "streamer": tokens,
         "stopping_criteria": [halt],
         "max_new_tokens": sampling.max_new_tokens,
         "repetition_penalty": sampling.repetition_penalty,
@@ -91,10 +113,33 @@ def _stream(loaded: Loaded, ids: list[int], sampling: Sampling) -> Generator[str
         "pad_token_id": loaded.encoder.eos_id,
         **choice,
     }
-    thread = Thread(target=loaded.model.generate, kwargs=options)
+
+    def generate() -> None:
+        try:
+            loaded.model.generate(**options)  # pyright: ignore[reportCallIssue]
+        finally:
+            tokens.end()
+
+    thread = Thread(target=generate)
     thread.start()
     try:
-        yield from streamer
+        yield from decoded(tokens, loaded)
     finally:
         halt.halted = True
         thread.join()
+
+
+def decoded(tokens: Iterable[int], loaded: Loaded) -> Iterator[str]:
+    """The text of a stream of ids, each piece as soon as its characters are complete.
+
+    All ids are decoded together each time: decoding line by line, as transformers' own streamer does, loses the space
+    that a SentencePiece token has in front, and with it the indentation of code.
+    """
+    seen: list[int] = []
+    shown = 0
+    for token in tokens:
+        seen.append(token)
+        text = str(loaded.tokenizer.decode(seen, skip_special_tokens=True))
+        if not text.endswith("\ufffd"):
+            yield text[shown:]
+            shown = len(text)

@@ -32,10 +32,9 @@ from train.session import prompt_format_of, recipe_of
 
 Say = Callable[[str], None]
 
-# Mean KL per token, in nats, above which a merge is not the model that was trained. Rounding to float16 costs 2e-5,
-# to bfloat16 2e-3 (measured on SmolLM2-135M); a lost rope or a re-quantized merge costs 0.05 and more.
-MAX_KL = {"float16": 1e-3, "float32": 1e-3, "bfloat16": 1e-2}
-MIN_TOP1 = 0.98
+# Mean KL per token, in nats, above which a merge is not the model that was trained. Measured on SmolLM2-135M: rounding
+# to float16 costs 1e-6 to 2e-5, to bfloat16 up to 3e-3; a lost rope or a re-quantized merge 0.05 and more.
+MAX_KL = {"float16": 1e-4, "float32": 1e-4, "bfloat16": 5e-3}
 CHECKED_TOKENS = 4096
 
 
@@ -51,7 +50,7 @@ class Shipped:
     @property
     def verified(self) -> bool:
         """Whether it says what the live model says."""
-        return self.divergence.kl <= self.max_kl and self.divergence.top1 >= MIN_TOP1
+        return self.divergence.kl <= self.max_kl
 
 
 def merge_run(path: Path, onto: Onto, dtype: str, max_kl: float | None, say: Say) -> Shipped:
@@ -116,7 +115,7 @@ def _documents_to_check(run: Run, config: Config) -> tuple[list[Example], str]:
 def _publish(run: Run, config: Config, shipped: Shipped, onto: Onto, dtype: str) -> Shipped:
     record: dict[str, Any] = {
         "verified": shipped.verified,
-        "limits": {"max_kl": shipped.max_kl, "min_top1": MIN_TOP1},
+        "max_kl": shipped.max_kl,
         "parity": shipped.divergence.to_json(),
         "onto": onto,
         "dtype": dtype,

@@ -166,19 +166,19 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 
 class Metrics:
-    """metrics.jsonl: appended to and flushed line by line; a resumed run drops what came after its checkpoint."""
+    """metrics.jsonl: appended to line by line; a resumed run drops what came after its checkpoint."""
 
     def __init__(self, path: Path, start: int) -> None:
         kept = [line for line in _lines(path) if json.loads(line)["step"] <= start]
         aside = path.with_name(f".{path.name}.partial")
         aside.write_text("".join(kept))
         aside.rename(path)
-        self._file = path.open("a")
+        self._path = path
 
     def write(self, record: dict[str, Any]) -> None:
         """Append one object."""
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        with self._path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
 
 
 def _lines(path: Path) -> list[str]:

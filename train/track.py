@@ -16,7 +16,8 @@ def start_trackers(config: Config, warn: Any) -> list[GeneralTracker]:
     started = []
     for name in config.report_to:
         try:
-            tracker = _start(name, config)
+            tracker = _make(name, config)
+            tracker.start()
             tracker.store_init_configuration(_plain(config.model_dump(mode="json")))
         except Exception as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -29,7 +30,7 @@ def start_trackers(config: Config, warn: Any) -> list[GeneralTracker]:
 _ADVICE = {"wandb": " (WANDB_MODE=offline records without an account)"}
 
 
-def _start(name: str, config: Config) -> GeneralTracker:
+def _make(name: str, config: Config) -> GeneralTracker:
     if name == "tensorboard":
         return TensorBoardTracker(config.run_dir.name, logging_dir=str(config.run_dir / "tensorboard"))
     if not os.environ.get("WANDB_MODE") and not os.environ.get("WANDB_API_KEY") and not _has_wandb_login():

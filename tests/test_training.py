@@ -1,0 +1,250 @@
+"""The promises of the loop, on a real nf4 model: equal runs are equal, whatever they are made of."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from conftest import save_tiny_model, settings, train_tokenizer, TEXTS
+from peft import prepare_model_for_kbit_training
+from safetensors.torch import load_file
+
+import train.loop
+from data.dataset import Source, read_corpus, training_rows
+from data.errors import UserError
+from data.tokens import Encoder
+from train.checkpoint import latest
+from train.config import Config, Lora
+from train.loss import token_loss_sum
+from train.model import attach_adapter, load_base, load_tokenizer
+from train.run import Run
+from train.session import recipe_of, run_training
+
+TIMING = ("seconds", "tokens_per_second")
+CPU = torch.device("cpu")
+
+
+def run(config: Config, *, resume: bool = False) -> Run:
+    run_training(config, Accelerator(cpu=True), resume=resume)
+    return Run(config.run_dir)
+
+
+def metrics(run: Run) -> list[dict]:
+    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in TIMING} for line in lines]
+
+
+def adapter(run: Run) -> dict[str, torch.Tensor]:
+    return load_file(run.adapter / "adapter_model.safetensors")
+
+
+def assert_same_run(a: Run, b: Run) -> None:
+    assert metrics(a) == metrics(b)
+    ours, theirs = adapter(a), adapter(b)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.fixture
+def config(tiny_model: Path, records: Path, tmp_path: Path):
+    def make(name: str = "run", **train) -> Config:
+        return Config.model_validate(settings(tiny_model, records, tmp_path / name, **train))
+
+    return make
+
+
+def test_a_run_leaves_all_that_explains_it(config) -> None:
+    done = run(config(eval_steps=3))
+    assert [line["step"] for line in metrics(done) if "loss" in line] == [1, 2, 3, 4, 5, 6]
+    assert [line["step"] for line in metrics(done) if "validation_loss" in line] == [3, 6]
+    for name in ("config.yaml", "environment.json", "data.json", "plan.json", "adapter/rope.json"):
+        assert (done.path / name).is_file()
+    plan = json.loads((done.path / "plan.json").read_text())
+    assert plan["rope"]["factor"] == 2.0
+    assert plan["rope"]["inv_freq"][0] == 0.5
+    assert plan["rope"]["live_error"] < 1e-6
+    assert [path.name for path in sorted(done.checkpoints.iterdir())] == ["step-000002", "step-000004", "step-000006"]
+
+
+def test_it_learns(config) -> None:
+    losses = [line["loss"] for line in metrics(run(config(max_steps=12, learning_rate=5e-3))) if "loss" in line]
+    assert losses[-1] < losses[0] - 0.3
+
+
+def test_equal_seeds_give_equal_runs_and_others_differ(config) -> None:
+    first, second, other = run(config("a")), run(config("b")), run(config("c", seed=8))
+    assert_same_run(first, second)
+    assert any(not torch.equal(adapter(first)[name], adapter(other)[name]) for name in adapter(first))
+
+
+def test_evaluating_does_not_change_the_training(config) -> None:
+    watched, unwatched = run(config("a", eval_steps=1)), run(config("b"))
+    assert [line for line in metrics(watched) if "loss" in line] == [line for line in metrics(unwatched) if "loss" in line]
+    assert all(torch.equal(adapter(watched)[name], adapter(unwatched)[name]) for name in adapter(watched))
+
+
+def stop_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the loop die after a number of steps, as a kill between two steps would."""
+    whole = train.loop.train
+
+    def dying(parts, start=0):
+        for step in whole(parts, start):
+            yield step
+            if step.step == steps:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr("train.session.train", dying)
+
+
+@pytest.mark.parametrize("steps", [1, 3, 4])
+def test_a_resumed_run_equals_one_that_was_never_stopped(config, monkeypatch, steps: int) -> None:
+    whole = run(config("whole"))
+    with monkeypatch.context() as patched:
+        stop_after(steps, patched)
+        with pytest.raises(KeyboardInterrupt):
+            run(config("parts"))
+    assert not Run(config("parts").run_dir).adapter.exists()
+    assert_same_run(whole, run(config("parts"), resume=True))
+
+
+def test_an_unfinished_checkpoint_is_not_taken_for_a_whole_one(config, monkeypatch) -> None:
+    whole = run(config("whole"))
+    stop_after(4, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        run(config("parts"))
+    parts = Run(config("parts").run_dir)
+    newest = latest(parts.checkpoints)
+    assert newest is not None
+    newest.rename(newest.with_name(f".{newest.name}.partial"))
+    (newest.with_name(f".{newest.name}.partial") / "state.json").unlink()
+    monkeypatch.undo()
+    assert_same_run(whole, run(config("parts"), resume=True))
+    assert not list(parts.checkpoints.glob(".*"))
+
+
+def test_a_damaged_checkpoint_is_named(config, monkeypatch) -> None:
+    stop_after(2, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        run(config())
+    newest = latest(Run(config().run_dir).checkpoints)
+    assert newest is not None
+    (newest / "optimizer.safetensors").write_bytes(b"broken")
+    monkeypatch.undo()
+    with pytest.raises(UserError, match=r"step-000002: damaged"):
+        run(config(), resume=True)
+
+
+def test_a_finished_run_is_left_alone(config) -> None:
+    first = run(config())
+    written = first.metrics.stat().st_mtime_ns
+    run(config(), resume=True)
+    assert first.metrics.stat().st_mtime_ns == written
+
+
+def test_progress_is_not_overwritten_without_resume(config) -> None:
+    run(config())
+    with pytest.raises(UserError, match="pass --resume"):
+        run(config())
+
+
+def test_a_run_directory_of_another_config_is_refused_and_the_difference_named(config) -> None:
+    run(config())
+    with pytest.raises(UserError, match=r"train\.learning_rate: 0\.001 there, 0\.5 now"):
+        run(config(learning_rate=0.5), resume=True)
+
+
+def test_a_directory_that_is_no_run_is_refused(config) -> None:
+    config().run_dir.mkdir()
+    (config().run_dir / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match="is not a run directory"):
+        run(config())
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_accumulation_instead_of_batch_size_gives_the_same_losses(config, dropout: float) -> None:
+    """Rows of a micro-batch share a dropout draw, so with dropout only the spread over accumulation is free."""
+    big = config("a", per_device_train_batch_size=4, gradient_accumulation_steps=1)
+    small = config("b", per_device_train_batch_size=1, gradient_accumulation_steps=4)
+    lora = Lora(r=8, lora_dropout=dropout)
+    runs = [run(c.model_copy(update={"lora": lora})) for c in (big, small)]
+    losses = [[line["loss"] for line in metrics(r) if "loss" in line] for r in runs]
+    tolerance = 2e-3 if dropout == 0.0 else 0.1
+    assert losses[0] == pytest.approx(losses[1], rel=tolerance)
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_the_records(config, monkeypatch) -> None:
+    def broken(model, batch):
+        return token_loss_sum(model, batch) * float("nan")
+
+    monkeypatch.setattr("train.loop.token_loss_sum", broken)
+    with pytest.raises(UserError, match=r"step 1: nan as loss \(records .*instructions\.jsonl:\d+"):
+        run(config())
+
+
+def test_the_second_phase_starts_from_the_first(config, tiny_model: Path, records: Path, tmp_path: Path) -> None:
+    first = run(config("first"))
+    wanted = settings(tiny_model, records, tmp_path / "second", max_steps=1, learning_rate=1e-12)
+    wanted["lora"]["init_from"] = str(first.path)
+    second = run(Config.model_validate(wanted))
+    for name, tensor in adapter(first).items():
+        torch.testing.assert_close(adapter(second)[name], tensor, rtol=0, atol=1e-9)
+    wanted["lora"]["r"] = 4
+    wanted["run_dir"] = str(tmp_path / "third")
+    with pytest.raises(UserError, match="r 8 and lora_alpha 16"):
+        run(Config.model_validate(wanted))
+
+
+def test_a_phase_with_other_positions_is_refused(config, tiny_model: Path, records: Path, tmp_path: Path) -> None:
+    first = run(config("first", max_steps=1))
+    wanted = settings(tiny_model, records, tmp_path / "second")
+    wanted["lora"]["init_from"] = str(first.path)
+    wanted["model"]["rope_scaling"]["factor"] = 4.0
+    with pytest.raises(UserError, match="it was trained with"):
+        run(Config.model_validate(wanted))
+
+
+def curve(config: Config, *, residual_in_float32: bool, seed: int, steps: int = 25) -> list[float]:
+    """Losses of plain AdamW steps over the same rows, in either dtype path."""
+    base = load_base(config.model, config.quantization, CPU)
+    if residual_in_float32:
+        prepare_model_for_kbit_training(base.model, use_gradient_checkpointing=False)
+    model = attach_adapter(base, config.lora, seed=0)
+    tokenizer = load_tokenizer(config.model.name_or_path)
+    corpus = read_corpus([Source(source.path) for source in config.data.sources])
+    rows, _ = training_rows(corpus, Encoder(tokenizer), recipe_of(config), 0, config.run_dir)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-3)
+    model.train()
+    losses = []
+    for step in range(steps):
+        torch.manual_seed(1000 * seed + step)
+        batch = rows.batch([step % len(rows)])
+        loss = token_loss_sum(base.model, batch) / batch.trained_tokens
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    return losses
+
+
+def test_the_bfloat16_residual_stream_costs_no_loss(config) -> None:
+    """The two dtype paths differ by less than two dropout seeds do; benchmarks/dtype_path.py shows it at size."""
+    lean, full, noise = (
+        curve(config(), residual_in_float32=in_float32, seed=seed) for in_float32, seed in ((False, 1), (True, 1), (False, 2))
+    )
+
+    def distance(a: list[float], b: list[float]) -> float:
+        return math.sqrt(sum((x - y) ** 2 for x, y in zip(a, b, strict=True)) / len(a))
+
+    assert lean[-1] < lean[0] - 0.3
+    assert distance(lean, full) < distance(lean, noise)
+
+
+@pytest.mark.parametrize("change", [{"tie_word_embeddings": True}, {"num_key_value_heads": 4, "head_dim": 32}])
+def test_other_shapes_of_llama_train_too(change: dict, records: Path, tmp_path: Path) -> None:
+    model = save_tiny_model(tmp_path / "model", train_tokenizer(TEXTS), **change)
+    done = run(Config.model_validate(settings(model, records, tmp_path / "run", max_steps=1)))
+    assert math.isfinite(metrics(done)[0]["loss"])

@@ -211,6 +211,8 @@ def _tokenized(
         for conversation in chosen:
             yield from _documents(conversation, encoder, recipe, epoch)
 
+    if not chosen:  # from_generator does not take nothing
+        return datasets.Dataset.from_dict({name: [] for name in _FEATURES}, features=_FEATURES).with_format("numpy")
     table = datasets.Dataset.from_generator(generate, features=_FEATURES, cache_dir=str(cache), fingerprint=key)
     assert isinstance(table, datasets.Dataset)
     return table.with_format("numpy")

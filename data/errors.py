@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import os
 import sys
 from collections.abc import Callable
 
@@ -22,15 +23,21 @@ class UserError(Exception):
         self.where, self.found, self.todo = where, found, todo
 
 
-def disk_error(error: OSError) -> UserError | None:
-    """The message for a failed write that only the user can mend; None for any other OSError."""
-    where = str(error.filename or "while writing")
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+def disk_error(error: Exception) -> UserError | None:
+    """The message for a failed write that only the user can mend; None for any other error."""
+    number = getattr(error, "errno", None)
+    # Libraries in Rust (safetensors) raise errors of their own, with the system's words in them.
+    if number in (errno.ENOSPC, errno.EDQUOT) or f"(os error {errno.ENOSPC})" in str(error):
         todo = "free some space and start again with --resume; what was complete is untouched"
-        return UserError(where, "the disk is full", todo)
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return UserError(where, f"not permitted ({error.strerror})", "choose a place you may write to")
+        return UserError(_place(error), "the disk is full", todo)
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        found = f"not permitted ({os.strerror(number)})"
+        return UserError(_place(error), found, "choose a place you may write to")
     return None
+
+
+def _place(error: Exception) -> str:
+    return str(getattr(error, "filename", None) or "while writing")
 
 
 def exits_on_user_error(main: Callable[[], int]) -> Callable[[], int]:
@@ -42,13 +49,13 @@ def exits_on_user_error(main: Callable[[], int]) -> Callable[[], int]:
             return main()
         except UserError as error:
             message = str(error)
-        except OSError as error:
+        except KeyboardInterrupt:
+            message = "interrupted\n  -> start again with --resume to continue from the newest checkpoint"
+        except Exception as error:
             known = disk_error(error)
             if known is None:
                 raise
             message = str(known)
-        except KeyboardInterrupt:
-            message = "interrupted\n  -> start again with --resume to continue from the newest checkpoint"
         print(f"error: {message}", file=sys.stderr)
         return 2
 

@@ -19,7 +19,7 @@ def start_processes() -> Accelerator:
     """
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     if accelerator.device.type == "cpu":
-        use_all_cores(accelerator.num_processes)
+        use_all_cores(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != accelerator.num_processes:
         found = f"{launched} processes were launched, but each of them believes to be 1 of {accelerator.num_processes}"

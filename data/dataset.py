@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import pyarrow.compute as pc
 
 from data.errors import UserError
 from data.pack import Batch, collate, pack
 from data.records import Conversation, Format, Rejection, read_jsonl
-from data.render import PromptFormat, draws, is_random, render, separators
+from data.render import PromptFormat, Span, draws, is_random, render, separators
 from data.report import Report, SourceReport
-from data.tokens import Encoder, Example, TooLong, chunks, fit
+from data.tokens import NOTHING, Encoder, Example, TooLong, chunks, fit
 
 # Part of every cache key: raise it when the same input would give other rows.
 RENDERER_VERSION = 1
@@ -34,6 +33,8 @@ _FEATURES = datasets.Features(
         "category": datasets.Value("string"),
         "outcome": datasets.Value("string"),
         "separators": datasets.Value("string"),
+        "tokens": datasets.Value("int32"),
+        "trained_tokens": datasets.Value("int32"),
     }
 )
 
@@ -147,9 +148,7 @@ class Rows:
         return Example(record["ids"], record["trained"].astype(bool))
 
 
-def training_rows(
-    corpus: Corpus, encoder: Encoder, recipe: Recipe, epoch: int, cache: Path
-) -> tuple[Rows, Report]:
+def training_rows(corpus: Corpus, encoder: Encoder, recipe: Recipe, epoch: int, cache: Path) -> tuple[Rows, Report]:
     """The rows of one epoch, in that epoch's order, and the accounting of it.
 
     Raises:
@@ -218,30 +217,35 @@ def _tokenized(
     return table.with_format("numpy")
 
 
-def _documents(
-    conversation: Conversation, encoder: Encoder, recipe: Recipe, epoch: int
-) -> Iterator[dict[str, Any]]:
+def _documents(conversation: Conversation, encoder: Encoder, recipe: Recipe, epoch: int) -> Iterator[dict[str, Any]]:
     spans = render(conversation, recipe.prompt_format, draws(recipe.seed, epoch, conversation.key))
     whole = encoder.encode(spans)
-    shared = {
-        "origin": conversation.origin,
-        "category": conversation.category,
-        "separators": separators(spans),
-    }
     if conversation.kind == "text":
         for index, piece in enumerate(chunks(whole, recipe.max_length)):
-            yield {"ids": piece.ids, "trained": piece.trained, "outcome": "continued" if index else "kept", **shared}
+            yield _record(conversation, spans, piece, "continued" if index else "kept")
         return
     document = fit(whole, recipe.max_length, recipe.too_long)
     if document is None:
-        yield {"ids": [], "trained": [], "outcome": "too_long", **shared}
-        return
-    outcome = "truncated" if len(document) < len(whole) else "kept"
-    yield {"ids": document.ids, "trained": document.trained, "outcome": outcome, **shared}
+        yield _record(conversation, spans, NOTHING, "too_long")
+    else:
+        yield _record(conversation, spans, document, "truncated" if len(document) < len(whole) else "kept")
+
+
+def _record(conversation: Conversation, spans: tuple[Span, ...], document: Example, outcome: str) -> dict[str, Any]:
+    return {
+        "ids": document.ids,
+        "trained": document.trained,
+        "origin": conversation.origin,
+        "category": conversation.category,
+        "outcome": outcome,
+        "separators": separators(spans),
+        "tokens": len(document),
+        "trained_tokens": int(document.trained.sum()),
+    }
 
 
 def _pack(records: datasets.Dataset, recipe: Recipe, epoch: int) -> Rows:
-    lengths = _lengths(records)
+    lengths = [int(length) for length in records["tokens"]]
     usable = [index for index, length in enumerate(lengths) if length]
     if recipe.packing:
         packed = pack([lengths[index] for index in usable], recipe.max_length)
@@ -252,18 +256,15 @@ def _pack(records: datasets.Dataset, recipe: Recipe, epoch: int) -> Rows:
     return Rows(records, rows)
 
 
-def _lengths(records: datasets.Dataset) -> list[int]:
-    """Tokens of each document, from the Arrow offsets, without reading the tokens."""
-    return [n for batch in records.with_format("arrow").iter(10_000) for n in pc.list_value_length(batch["ids"]).to_pylist()]
-
-
 def _report(corpus: Corpus, records: datasets.Dataset, recipe: Recipe, rows: int) -> Report:
     report = Report(list(corpus.sources), recipe.format_name, recipe.max_length, rows=rows)
     for conversation in corpus.conversations:
         report.category(conversation.category).held_out += held_out(conversation, recipe)
-    for batch in records.with_format("arrow").iter(1_000):
-        for record in batch.to_pylist():
-            report.add(record["category"], record["outcome"], record["trained"], record["separators"])
+    counted = records.with_format(None).select_columns(
+        ["category", "outcome", "separators", "tokens", "trained_tokens"]
+    )
+    for record in counted:
+        report.add(**dict(record))
     unused = sum(bool(c.system) for c in corpus.conversations)
     if unused and not recipe.prompt_format.takes_system:
         report.notes.append(f"{recipe.format_name} has no place for the {unused} system prompts: they are left out")

@@ -68,8 +68,8 @@ class Batch:
         return int((self.labels != IGNORED).sum())
 
     def to(self, device: torch.device) -> Batch:
-        moved = (t.to(device, non_blocking=True) for t in (self.input_ids, self.labels, self.position_ids))
-        return Batch(*moved, self.boundaries)
+        ids, labels, positions = (t.to(device) for t in (self.input_ids, self.labels, self.position_ids))
+        return Batch(ids, labels, positions, self.boundaries)
 
 
 def collate(documents: Iterable[Example]) -> Batch:

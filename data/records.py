@@ -66,7 +66,7 @@ class Rejection:
         return f"{self.where}: found {self.found}; wanted {self.wanted}"
 
 
-class _Unusable(Exception):
+class _UnusableError(Exception):
     def __init__(self, found: str, wanted: str) -> None:
         self.found, self.wanted = found, wanted
 
@@ -91,7 +91,7 @@ def read_jsonl(path: Path, format: Format = "auto") -> Iterator[Conversation | R
 def _read_line(line: bytes, where: str, format: Format) -> Conversation | Rejection:
     try:
         return replace(parse_record(_load_object(line), format), origin=where)
-    except _Unusable as bad:
+    except _UnusableError as bad:
         return Rejection(where, bad.found, bad.wanted)
 
 
@@ -99,11 +99,11 @@ def _load_object(line: bytes) -> dict[str, Any]:
     try:
         record = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise _Unusable(f"bytes that are not UTF-8 (at byte {error.start})", "UTF-8 text") from None
+        raise _UnusableError(f"bytes that are not UTF-8 (at byte {error.start})", "UTF-8 text") from None
     except (json.JSONDecodeError, RecursionError) as error:
-        raise _Unusable(f"broken JSON ({error})", "one JSON object on the line") from None
+        raise _UnusableError(f"broken JSON ({error})", "one JSON object on the line") from None
     if not isinstance(record, dict):
-        raise _Unusable(f"a JSON {type(record).__name__}", "a JSON object")
+        raise _UnusableError(f"a JSON {type(record).__name__}", "a JSON object")
     return record
 
 
@@ -122,7 +122,7 @@ def _detect(record: dict[str, Any]) -> Format:
     if "text" in record:
         return "text"
     keys = ", ".join(sorted(record)) or "none"
-    raise _Unusable(f"the keys {keys}", "`instruction` and `response`, or `conversations`, or `text`")
+    raise _UnusableError(f"the keys {keys}", "`instruction` and `response`, or `conversations`, or `text`")
 
 
 def _instruction(record: dict[str, Any]) -> Conversation:
@@ -131,7 +131,7 @@ def _instruction(record: dict[str, Any]) -> Conversation:
     plain = bool(record.get("skip_prompt_formatting"))
     turns = (Turn(prompt, response.strip()),) if plain else unflatten(prompt.strip(), response)
     if any(not turn.response for turn in turns):
-        raise _Unusable("an assistant turn without text in `response`", "text in every turn")
+        raise _UnusableError("an assistant turn without text in `response`", "text in every turn")
     return _conversation(record, turns, _system(record.get("system")), "plain" if plain else "chat")
 
 
@@ -148,28 +148,28 @@ _ROLES = {"system": "system", "human": "human", "user": "human", "gpt": "gpt", "
 def _chat(record: dict[str, Any]) -> Conversation:
     messages = record.get("conversations")
     if not isinstance(messages, list) or not messages:
-        raise _Unusable(f"`conversations` = {_short(messages)}", "a non-empty list of {from, value}")
+        raise _UnusableError(f"`conversations` = {_short(messages)}", "a non-empty list of {from, value}")
     said = [_message(message, index) for index, message in enumerate(messages)]
     system = _system(said.pop(0)[1]) if said[0][0] == "system" else None
     for index, (role, _) in enumerate(said):
         if role != ("human", "gpt")[index % 2]:
             order = " ".join(role for role, _ in said)
-            raise _Unusable(f"the role order {order}", "human and gpt in turn (after an optional first system)")
+            raise _UnusableError(f"the role order {order}", "human and gpt in turn (after an optional first system)")
     if not said or len(said) % 2:
-        raise _Unusable("a conversation that does not end on gpt", "an answer to the last human message")
+        raise _UnusableError("a conversation that does not end on gpt", "an answer to the last human message")
     turns = tuple(Turn(said[i][1], said[i + 1][1]) for i in range(0, len(said), 2))
     return _conversation(record, turns, system, "chat")
 
 
 def _message(message: Any, index: int) -> tuple[str, str]:
     if not isinstance(message, dict):
-        raise _Unusable(f"conversations[{index}] = {_short(message)}", "an object with `from` and `value`")
+        raise _UnusableError(f"conversations[{index}] = {_short(message)}", "an object with `from` and `value`")
     role = _ROLES.get(str(message.get("from")))
     if role is None:
-        raise _Unusable(f"conversations[{index}].from = {_short(message.get('from'))}", "system, human or gpt")
+        raise _UnusableError(f"conversations[{index}].from = {_short(message.get('from'))}", "system, human or gpt")
     value = message.get("value")
     if not isinstance(value, str) or not (value.strip() or role == "system"):
-        raise _Unusable(f"conversations[{index}].value = {_short(value)} (from {role})", "non-empty text")
+        raise _UnusableError(f"conversations[{index}].value = {_short(value)} (from {role})", "non-empty text")
     return role, value.strip()
 
 
@@ -192,7 +192,7 @@ def _system(value: Any) -> str | None:
     if value is None:
         return None
     if not isinstance(value, str):
-        raise _Unusable(f"`system` = {_short(value)}", "text or null")
+        raise _UnusableError(f"`system` = {_short(value)}", "text or null")
     return value.strip() or None
 
 
@@ -201,9 +201,9 @@ def _string(record: dict[str, Any], key: str, *, required: bool) -> str:
     if value is None and not required:
         return ""
     if key not in record:
-        raise _Unusable(f"no `{key}`", f"text in `{key}`")
+        raise _UnusableError(f"no `{key}`", f"text in `{key}`")
     if not isinstance(value, str) or (required and not value.strip()):
-        raise _Unusable(f"`{key}` = {_short(value)}", f"non-empty text in `{key}`")
+        raise _UnusableError(f"`{key}` = {_short(value)}", f"non-empty text in `{key}`")
     return value
 
 

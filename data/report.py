@@ -50,15 +50,15 @@ class Report:
         """The line of one category, made on first use."""
         return self.categories.setdefault(name, CategoryReport())
 
-    def add(self, category: str, outcome: str, trained: list[bool], separators: str) -> None:
+    def add(self, category: str, outcome: str, separators: str, tokens: int, trained_tokens: int) -> None:
         """Count one document; a record's second and later chunks come as the outcome "continued"."""
         line = self.category(category)
         line.kept += outcome in ("kept", "truncated")
         line.too_long += outcome == "too_long"
         line.truncated += outcome == "truncated"
-        line.tokens += len(trained)
-        line.trained_tokens += sum(trained)
-        self.documents += bool(trained)
+        line.tokens += tokens
+        line.trained_tokens += trained_tokens
+        self.documents += bool(tokens)
         for drawn in separators:
             name = "space" if drawn == " " else "newline"
             self.separators[name] = self.separators.get(name, 0) + 1
@@ -80,7 +80,9 @@ class Report:
     def table(self) -> Table:
         """The accounting as a person reads it."""
         columns = ("kept", "held_out", "too_long", "truncated", "tokens", "trained_tokens")
-        table = Table(title=self._title(), title_justify="left", caption=self._caption(), caption_justify="left", box=SIMPLE_HEAD)
+        table = Table(
+            title=self._title(), title_justify="left", caption=self._caption(), caption_justify="left", box=SIMPLE_HEAD
+        )
         table.add_column("category", no_wrap=True)
         for column in columns:
             table.add_column(column.replace("_", " "), justify="right")

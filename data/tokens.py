@@ -40,6 +40,9 @@ class Example:
         return len(self.ids)
 
 
+NOTHING = Example(np.empty(0, dtype=np.int32), np.empty(0, dtype=bool))
+
+
 class Encoder:
     """A tokenizer with its control-token rules read off once.
 

@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from data.tokens import Example
+from train.loss import head_of
 
 CHUNK = 256  # positions whose logits are compared at a time
 
@@ -69,7 +70,7 @@ def _logits(
     targets = ids[0, 1:][chosen]
     for start in range(0, len(targets), CHUNK):
         part = slice(start, start + CHUNK)
-        ours, theirs = (m.get_output_embeddings()(h[part]).float() for m, h in zip((reference, other), hidden, strict=True))
+        ours, theirs = (head_of(m)(h[part]).float() for m, h in zip((reference, other), hidden, strict=True))
         yield ours, theirs, targets[part]
 
 

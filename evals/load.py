@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import bitsandbytes as bnb
 import torch
+from bitsandbytes.nn.modules import Linear4bit
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from data.errors import UserError
@@ -91,6 +91,6 @@ def compute_in_float32(model: PreTrainedModel) -> None:
         if tensor.is_floating_point():
             tensor.data = tensor.data.float()
     for module in model.modules():
-        if isinstance(module, bnb.nn.Linear4bit):
+        if isinstance(module, Linear4bit):
             module.compute_dtype = torch.float32
             module.compute_type_is_set = True

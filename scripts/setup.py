@@ -34,7 +34,9 @@ def setup() -> int:
         return 0
     if sys.version_info < OLDEST_PYTHON:
         found, needed = (".".join(map(str, version[:2])) for version in (sys.version_info, OLDEST_PYTHON))
-        raise SetupError(f"Python {found} is too old; run it with Python {needed} or newer (make PYTHON=python{needed})")
+        raise SetupError(
+            f"Python {found} is too old; run it with Python {needed} or newer (make PYTHON=python{needed})"
+        )
     step("making .venv", [sys.executable, "-m", "venv", "--clear", str(VENV)], "install the venv module of Python")
     pip = [str(VENV / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     advice = "check the network and the free space, then run the same command again"

@@ -92,7 +92,10 @@ def test_recipe_dry_run_and_two_steps(
     if name == "airophin-13b-pi-8k.yaml":
         first = [*tiny[:1], f"run_dir={tmp_path / 'first'}", "train.max_steps=1"]
         sources = phases["airophin-13b-pi-8k-phase1.yaml"]
-        assert call(train.__main__.main, ROOT / "configs" / "airophin-13b-pi-8k-phase1.yaml", *first, *sources).returncode == 0
+        assert (
+            call(train.__main__.main, ROOT / "configs" / "airophin-13b-pi-8k-phase1.yaml", *first, *sources).returncode
+            == 0
+        )
         tiny.append(f"lora.init_from={tmp_path / 'first'}")
     trained = call(train.__main__.main, recipe, *tiny)
     assert trained.returncode == 0, trained.stderr
@@ -101,7 +104,7 @@ def test_recipe_dry_run_and_two_steps(
     assert len([line for line in lines if "loss" in json.loads(line)]) == 2
 
 
-# --- bad input: one clear message each ----------------------------------------------------------------------------------
+# --- bad input: one clear message each ---
 
 
 def test_processes_that_do_not_see_each_other(call, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,14 +129,20 @@ def test_bad_records(call, config: Path, tmp_path: Path) -> None:
 
 
 def test_no_records_or_all_too_long(call, config: Path, tmp_path: Path) -> None:
-    refused(call(train.__main__.main, config, f"data.sources=[{write_jsonl(tmp_path / 'empty.jsonl', [])}]"), "no records")
+    refused(
+        call(train.__main__.main, config, f"data.sources=[{write_jsonl(tmp_path / 'empty.jsonl', [])}]"), "no records"
+    )
     refused(call(train.__main__.main, config, "model.max_length=4"), "raise model.max_length")
 
 
 def test_a_model_of_another_family(call, config: Path, tmp_path: Path) -> None:
     (tmp_path / "gpt2").mkdir()
-    (tmp_path / "gpt2" / "config.json").write_text(json.dumps({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}))
-    refused(call(train.__main__.main, config, f"model.name_or_path={tmp_path / 'gpt2'}"), "a gpt2 model", "llama or mistral")
+    (tmp_path / "gpt2" / "config.json").write_text(
+        json.dumps({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]})
+    )
+    refused(
+        call(train.__main__.main, config, f"model.name_or_path={tmp_path / 'gpt2'}"), "a gpt2 model", "llama or mistral"
+    )
 
 
 def test_a_model_that_cannot_be_fetched(call, config: Path) -> None:

@@ -55,7 +55,9 @@ def test_every_key_is_explained() -> None:
 
 
 def test_overrides_come_last_and_are_typed(minimal: Path) -> None:
-    config = load_config(minimal, ["train.learning_rate=1e-4", "lora.r=8", "model.rope_scaling={rope_type: linear, factor: 2}"])
+    config = load_config(
+        minimal, ["train.learning_rate=1e-4", "lora.r=8", "model.rope_scaling={rope_type: linear, factor: 2}"]
+    )
     assert config.train.learning_rate == 1e-4
     assert config.lora.r == 8
     assert config.model.rope_scaling.factor == 2.0
@@ -63,7 +65,10 @@ def test_overrides_come_last_and_are_typed(minimal: Path) -> None:
 
 def test_a_learning_rate_that_yaml_reads_as_text_is_a_number(tmp_path: Path) -> None:
     assert yaml.safe_load("1e-4") == "1e-4"
-    path = write(tmp_path / "c.yaml", "run_dir: r\nmodel: {name_or_path: m}\ndata: {sources: d.jsonl}\ntrain: {learning_rate: 1e-4}")
+    path = write(
+        tmp_path / "c.yaml",
+        "run_dir: r\nmodel: {name_or_path: m}\ndata: {sources: d.jsonl}\ntrain: {learning_rate: 1e-4}",
+    )
     assert load_config(path).train.learning_rate == 1e-4
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -42,7 +43,7 @@ def test_text_ends_before_a_stop_and_nothing_else_is_lost(pieces: list[str], exp
 @given(text=st.text("US ER:Bob\n", max_size=40), cuts=st.lists(st.integers(0, 40), max_size=6))
 def test_the_way_a_text_is_cut_into_pieces_does_not_matter(text: str, cuts: list[int]) -> None:
     edges = sorted({0, len(text), *(cut for cut in cuts if cut < len(text))})
-    pieces = [text[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    pieces = [text[a:b] for a, b in itertools.pairwise(edges)]
     first = min((at for stop in STOPS if (at := text.find(stop)) >= 0), default=len(text))
     assert shown(*pieces) == text[:first].strip()
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import TEXTS
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora.bnb import Linear4bit as PeftLinear4bit
 
-from conftest import TEXTS
 from train.config import Lora, Model, Quantization
 from train.lora import FusedLinear4bit, draw_dropped
 from train.model import attach_adapter, load_base, load_tokenizer

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -34,7 +36,9 @@ def model() -> LlamaForCausalLM:
 
 def plain_loss_sum(model: LlamaForCausalLM, batch: Batch) -> torch.Tensor:
     """All logits at once, as the library would."""
-    logits = model(batch.input_ids, position_ids=batch.position_ids, boundaries=batch.boundaries, use_cache=False).logits
+    logits = model(
+        batch.input_ids, position_ids=batch.position_ids, boundaries=batch.boundaries, use_cache=False
+    ).logits
     return F.cross_entropy(logits[0, :-1].float(), batch.labels[0, 1:], reduction="sum", ignore_index=-100)
 
 
@@ -65,7 +69,7 @@ def test_packed_loss_is_the_sum_of_the_documents_losses(model: LlamaForCausalLM)
     ends = batch.boundaries
     alone = [
         Batch(*(t[:, start:end] for t in (batch.input_ids, batch.labels, batch.position_ids)), (0, end - start))
-        for start, end in zip(ends, ends[1:], strict=False)
+        for start, end in itertools.pairwise(ends)
     ]
     with torch.no_grad():
         packed, apart = token_loss_sum(model, batch), sum(token_loss_sum(model, one) for one in alone)

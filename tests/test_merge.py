@@ -44,7 +44,9 @@ def run(finished: Path, tmp_path: Path) -> Path:
 
 
 def merge(run: Path, **options):
-    return merge_run(run, options.get("onto", "dequantized"), options.get("dtype", "float16"), options.get("max_kl"), print)
+    return merge_run(
+        run, options.get("onto", "dequantized"), options.get("dtype", "float16"), options.get("max_kl"), print
+    )
 
 
 def test_the_merge_is_verified_and_published(run: Path) -> None:
@@ -179,13 +181,24 @@ def test_shards_are_merged_one_by_one_into_the_same_weights(run: Path, tiny_mode
 
 
 def test_a_weight_that_overflows_float16_is_named(run: Path, tiny_model: Path, tmp_path: Path) -> None:
-    opened, config = open_run(run)
+    _opened, config = open_run(run)
     weights = load_file(tiny_model / "model.safetensors")
     weights["model.norm.weight"] = weights["model.norm.weight"] + 1e5
     save_file(weights, tmp_path / "model.safetensors")
     model_config, _ = load_model_config(config.model)
     with pytest.raises(UserError, match=r"model\.norm\.weight: .*does not fit float16"):
-        list(merge_shards(tmp_path, {}, quantized_weights(model_config), config.quantization, "original", torch.float16, tmp_path, CPU))
+        list(
+            merge_shards(
+                tmp_path,
+                {},
+                quantized_weights(model_config),
+                config.quantization,
+                "original",
+                torch.float16,
+                tmp_path,
+                CPU,
+            )
+        )
 
 
 def test_an_adapter_of_another_base_is_refused(run: Path, tmp_path: Path) -> None:
@@ -204,7 +217,9 @@ def test_an_adapter_of_another_base_is_refused(run: Path, tmp_path: Path) -> Non
 def test_tied_embeddings_stay_tied(records: Path, tokenizer, tmp_path: Path) -> None:
     model = save_tiny_model(tmp_path / "tied", tokenizer, tie_word_embeddings=True)
     path = tmp_path / "run"
-    run_training(Config.model_validate(settings(model, records, path, max_steps=2)), Accelerator(cpu=True), resume=False)
+    run_training(
+        Config.model_validate(settings(model, records, path, max_steps=2)), Accelerator(cpu=True), resume=False
+    )
     shipped = merge(path)
     assert shipped.verified
     assert "lm_head.weight" not in load_file(shipped.folder / "model.safetensors")

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -22,7 +24,7 @@ def test_every_document_is_in_exactly_one_row_that_holds_it(lengths: list[int]) 
 @given(lengths=lengths)
 def test_no_two_rows_would_fit_into_one(lengths: list[int]) -> None:
     totals = sorted(sum(lengths[index] for index in row) for row in pack(lengths, 50))
-    assert all(a + b > 50 for a, b in zip(totals, totals[1:], strict=False))
+    assert all(a + b > 50 for a, b in itertools.pairwise(totals))
 
 
 def test_fills_what_can_be_filled() -> None:

@@ -11,11 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from conftest import ROOT, settings
 from safetensors.torch import load_file
-
-import torch
 
 pytestmark = pytest.mark.program
 
@@ -33,7 +32,12 @@ TWO = [*LAUNCH, "--config_file", "configs/accelerate/two-cpu-processes.yaml", "-
 
 def command(*words: object, **options) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [str(word) for word in words], cwd=ROOT, env={**ENVIRONMENT, **options}, capture_output=True, text=True, timeout=300
+        [str(word) for word in words],
+        cwd=ROOT,
+        env={**ENVIRONMENT, **options},
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
 
 
@@ -67,7 +71,12 @@ def test_train_merge_and_chat(config: Path, tmp_path: Path) -> None:
     """The main job from end to end, and then what a second call of each step says."""
     trained = command(*ONE, config)
     assert trained.returncode == 0, trained.stderr
-    for expected in ("rope verified in the live model", "packing verified", "step 6/6  loss", "done: the adapter is in"):
+    for expected in (
+        "rope verified in the live model",
+        "packing verified",
+        "step 6/6  loss",
+        "done: the adapter is in",
+    ):
         assert expected in trained.stdout
     again = command(*ONE, config, "--resume")
     assert again.returncode == 0
@@ -124,8 +133,12 @@ def wait_for_steps(metrics: Path, steps: int, process: subprocess.Popen) -> None
 
 
 def test_two_processes_train_what_one_does(tiny_model: Path, records: Path, tmp_path: Path) -> None:
-    single = settings(tiny_model, records, tmp_path / "one", gradient_accumulation_steps=4, per_device_train_batch_size=1)
-    double = settings(tiny_model, records, tmp_path / "two", gradient_accumulation_steps=2, per_device_train_batch_size=1)
+    single = settings(
+        tiny_model, records, tmp_path / "one", gradient_accumulation_steps=4, per_device_train_batch_size=1
+    )
+    double = settings(
+        tiny_model, records, tmp_path / "two", gradient_accumulation_steps=2, per_device_train_batch_size=1
+    )
     for launcher, name, wanted in ((ONE, "one", single), (TWO, "two", double)):
         result = command(*launcher, write_config(tmp_path / f"{name}.yaml", wanted))
         assert result.returncode == 0, result.stderr

@@ -43,7 +43,9 @@ def test_eos_text_without_a_user_turn_stays_text() -> None:
     assert unflatten("q", "In HTML, </s> closes <s>.") == (Turn("q", "In HTML, </s> closes <s>."),)
 
 
-@pytest.mark.parametrize(("value", "kind"), [(True, "plain"), (1, "plain"), (False, "chat"), (None, "chat"), (0, "chat")])
+@pytest.mark.parametrize(
+    ("value", "kind"), [(True, "plain"), (1, "plain"), (False, "chat"), (None, "chat"), (0, "chat")]
+)
 def test_skip_prompt_formatting_counts_by_truth_value(value: object, kind: str) -> None:
     assert parse_record({"instruction": "a", "response": "b", "skip_prompt_formatting": value}).kind == kind
 
@@ -122,7 +124,9 @@ keys = st.sampled_from(["instruction", "response", "system", "category", "conver
 
 
 @given(record=st.dictionaries(keys, json_values, max_size=4))
-def test_any_json_object_is_a_conversation_or_a_rejection(tmp_path_factory: pytest.TempPathFactory, record: dict) -> None:
+def test_any_json_object_is_a_conversation_or_a_rejection(
+    tmp_path_factory: pytest.TempPathFactory, record: dict
+) -> None:
     path = tmp_path_factory.mktemp("any") / "r.jsonl"
     (only,) = read(path, json.dumps(record))
     assert isinstance(only, Conversation | Rejection)

@@ -5,7 +5,7 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-from conftest import SHARED, sentencepiece_like, train_tokenizer, TEXTS
+from conftest import SHARED, TEXTS, sentencepiece_like, train_tokenizer
 
 from data.records import Conversation, Turn, parse_record
 from data.render import PROMPT_FORMATS, Span, always, chat_template, draws, is_random, render, render_prompt, separators
@@ -130,7 +130,7 @@ def test_chat_template_gives_the_ids_of_training(name: str, system: str | None, 
     assert theirs == ours
 
 
-# --- against the lineage's own output, where it is at hand -----------------------------------------------------------
+# --- against the lineage's own output, where it is at hand ---
 
 CONFORMANCE = SHARED / "conformance" / "airoboros_format.json"
 DATED = {

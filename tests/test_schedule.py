@@ -24,9 +24,7 @@ def test_a_rate_is_always_positive_and_at_most_the_peak(total: int, warmup: floa
     assert all(0 < learning_rate(step, total, 1.0, warmup, shape) <= 1.0 for step in range(total))
 
 
-@given(
-    ranks=st.integers(1, 4), micro_batches=st.integers(1, 4), size=st.integers(1, 3), rows=st.integers(0, 60)
-)
+@given(ranks=st.integers(1, 4), micro_batches=st.integers(1, 4), size=st.integers(1, 3), rows=st.integers(0, 60))
 def test_ranks_share_the_rows_of_a_step_without_gap_or_overlap(ranks, micro_batches, size, rows) -> None:
     spread = [Topology(rank, ranks, micro_batches, size) for rank in range(ranks)]
     step = range(100, 100 + min(rows, spread[0].rows_per_step))

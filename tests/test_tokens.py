@@ -95,7 +95,7 @@ def test_long_text_is_cut_into_chunks_that_lose_at_most_one_token() -> None:
     assert all(not piece.trained[0] and piece.trained[1:].all() for piece in pieces)
 
 
-# --- real tokenizers, where they are at hand ---------------------------------------------------------------------------
+# --- real tokenizers, where they are at hand ---
 
 LLAMA2 = SHARED / "tokenizers" / "llama2" / "hf"
 needs_llama2 = pytest.mark.skipif(not LLAMA2.is_dir(), reason="needs shared/tokenizers")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import save_tiny_model, settings, train_tokenizer, TEXTS
+from conftest import TEXTS, save_tiny_model, settings, train_tokenizer
 from peft import prepare_model_for_kbit_training
 from safetensors.torch import load_file
 
@@ -83,7 +83,9 @@ def test_equal_seeds_give_equal_runs_and_others_differ(config) -> None:
 
 def test_evaluating_does_not_change_the_training(config) -> None:
     watched, unwatched = run(config("a", eval_steps=1)), run(config("b"))
-    assert [line for line in metrics(watched) if "loss" in line] == [line for line in metrics(unwatched) if "loss" in line]
+    assert [line for line in metrics(watched) if "loss" in line] == [
+        line for line in metrics(unwatched) if "loss" in line
+    ]
     assert all(torch.equal(adapter(watched)[name], adapter(unwatched)[name]) for name in adapter(watched))
 
 
@@ -233,7 +235,8 @@ def curve(config: Config, *, residual_in_float32: bool, seed: int, steps: int = 
 def test_the_bfloat16_residual_stream_costs_no_loss(config) -> None:
     """The two dtype paths differ by less than two dropout seeds do; benchmarks/dtype_path.py shows it at size."""
     lean, full, noise = (
-        curve(config(), residual_in_float32=in_float32, seed=seed) for in_float32, seed in ((False, 1), (True, 1), (False, 2))
+        curve(config(), residual_in_float32=in_float32, seed=seed)
+        for in_float32, seed in ((False, 1), (True, 1), (False, 2))
     )
 
     def distance(a: list[float], b: list[float]) -> float:

@@ -10,7 +10,7 @@ from train.allocator import keep_freed_memory
 from train.config import Config
 from train.config_help import help_text
 from train.console import Board, quiet_libraries
-from train.model import NotAtHand, load_model_config
+from train.model import NotAtHandError, load_model_config
 from train.parallel import start_processes
 from train.plan import describe, estimate
 from train.run import config_yaml
@@ -42,7 +42,7 @@ def show(config: Config) -> None:
     try:
         model_config, spec = load_model_config(config.model, offline=True)
         board.say(*describe(estimate(config, model_config), spec))
-    except NotAtHand as error:
+    except NotAtHandError as error:
         board.warn(f"{error.where} is not on this machine yet: memory and rope cannot be planned")
     board.say("the config is valid; nothing was run (--dry-run)")
 

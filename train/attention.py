@@ -7,6 +7,7 @@ the model's forward as a keyword (`boundaries=`), which transformers hands down 
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -55,7 +56,7 @@ def packed_sdpa(
             query[:, :, start:end], key[:, :, start:end], value[:, :, start:end],
             is_causal=True, scale=scaling, enable_gqa=True,
         )
-        for start, end in zip(ends, ends[1:], strict=False)
+        for start, end in itertools.pairwise(ends)
     ]  # fmt: skip
     return torch.cat(documents, dim=2).transpose(1, 2), None
 
@@ -73,7 +74,7 @@ def check_isolation(model: PreTrainedModel, length: int = 24) -> None:
     was_training = model.training
     model.eval()
     generator = torch.Generator().manual_seed(0)
-    vocabulary = model.get_input_embeddings().weight.shape[0]
+    vocabulary = int(model.config.vocab_size)
     ids = torch.randint(vocabulary, (3, length), generator=generator)
     second = [_second_document_logits(model, first, ids[2]) for first in (ids[0], ids[1])]
     model.train(was_training)
@@ -84,7 +85,7 @@ def check_isolation(model: PreTrainedModel, length: int = 24) -> None:
         raise UserError("model.attn_implementation", found, "set it to auto, or set data.packing=false")
 
 
-def _second_document_logits(model: PreTrainedModel, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+def _second_document_logits(model: Any, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     ids = torch.cat([first, second])[None]
     positions = torch.cat([torch.arange(len(first)), torch.arange(len(second))])[None]
     batch = Batch(ids, ids, positions, (0, len(first), len(first) + len(second))).to(model.device)

@@ -68,9 +68,7 @@ class Board:
 def summary(step: Step) -> str:
     """The numbers of a step on one line."""
     speed = step.tokens / step.seconds
-    return (
-        f"loss {step.loss:.4f}  lr {step.learning_rate:.2e}  grad norm {step.grad_norm:.3f}  {speed:,.0f} tokens/s"
-    )
+    return f"loss {step.loss:.4f}  lr {step.learning_rate:.2e}  grad norm {step.grad_norm:.3f}  {speed:,.0f} tokens/s"
 
 
 def quiet_libraries() -> None:

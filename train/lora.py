@@ -18,16 +18,16 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import bitsandbytes as bnb
 import torch
 from bitsandbytes.functional import QuantState, dequantize_4bit
+from bitsandbytes.nn.modules import Linear4bit
 from peft import LoraConfig
 from peft.tuners.lora.bnb import Linear4bit as PeftLinear4bit
 
 
 def use_fused_layers(config: LoraConfig) -> LoraConfig:
     """The same adapter settings, with 4-bit layers served by FusedLinear4bit."""
-    config._register_custom_module({bnb.nn.Linear4bit: FusedLinear4bit})
+    config._register_custom_module({Linear4bit: FusedLinear4bit})
     return config
 
 
@@ -36,30 +36,22 @@ class FusedLinear4bit(PeftLinear4bit):
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Args: x of shape (..., in_features). Returns: shape (..., out_features), in x's type."""
-        if not self._is_plain_lora(args, kwargs):
+        if args or kwargs or torch.is_autocast_enabled(x.device.type) or not self._is_plain_lora():
             return super().forward(x, *args, **kwargs)
         (name,) = self.active_adapters
         dropout = self.lora_dropout[name]
         rate = float(dropout.p) if self.training and isinstance(dropout, torch.nn.Dropout) else 0.0
-        base = self.get_base_layer()
+        base: Any = self.get_base_layer()
         y = _Fused.apply(
             x, self.lora_A[name].weight, self.lora_B[name].weight,
             base.weight, base.weight.quant_state, self.scaling[name], rate,
         )  # fmt: skip
         return y if base.bias is None else y + base.bias.to(y.dtype)
 
-    def _is_plain_lora(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    def _is_plain_lora(self) -> bool:
         active = self.active_adapters
-        return (
-            not args
-            and not kwargs
-            and not self.disable_adapters
-            and not self.merged
-            and len(active) == 1
-            and active[0] in self.lora_A
-            and active[0] not in self.lora_variant
-            and not torch.is_autocast_enabled(self.get_base_layer().weight.device.type)
-        )
+        alone = len(active) == 1 and active[0] in self.lora_A and active[0] not in self.lora_variant
+        return alone and not self.disable_adapters and not self.merged
 
 
 class _Fused(torch.autograd.Function):

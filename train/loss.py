@@ -25,12 +25,19 @@ def token_loss_sum(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
     hidden = model.get_decoder()(**inputs(batch)).last_hidden_state
     predicted = batch.labels[0, 1:]
     chosen = predicted != IGNORED
-    head = model.get_output_embeddings().weight
+    head = head_of(model).weight
     return _ChunkedCrossEntropy.apply(hidden[0, :-1][chosen], head, predicted[chosen])
 
 
+def head_of(model: PreTrainedModel) -> torch.nn.Linear:
+    """The layer that turns hidden states into logits."""
+    head = model.get_output_embeddings()
+    assert isinstance(head, torch.nn.Linear)
+    return head
+
+
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Loss and gradient in one pass over chunks: the head is frozen, so its input's gradient is all there is to keep."""
+    """Loss and gradient in one pass over chunks: the head is frozen, so only its input's gradient is kept."""
 
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor, head: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

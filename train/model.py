@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import bitsandbytes as bnb
 import torch
+from bitsandbytes.nn.modules import Linear4bit
 from huggingface_hub.errors import HfHubHTTPError
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
@@ -36,7 +36,7 @@ from train.rope import RopeSpec, require_window, scaled_spec, verify, with_rope
 LLAMA_FAMILY = ("llama", "mistral")
 
 
-class NotAtHand(UserError):
+class NotAtHandError(UserError):
     """The model's files are not here and cannot be fetched."""
 
 
@@ -122,7 +122,7 @@ def keep_weights_unpacked(model: torch.nn.Module) -> None:
     silently wrong (bitsandbytes 0.50, `Linear4bit.forward`). Training and evaluation share the weights here.
     """
     for module in model.modules():
-        if isinstance(module, bnb.nn.Linear4bit):
+        if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
 
 
@@ -208,4 +208,4 @@ def _from_hub(auto: Any, name_or_path: str, **options: Any) -> Any:
     except (OSError, HfHubHTTPError, SafetensorError, ValueError) as error:
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         todo = "set model.name_or_path to a checkpoint's directory, or check the name and the network"
-        raise NotAtHand(name_or_path, f"cannot be loaded: {first_line}", todo) from None
+        raise NotAtHandError(name_or_path, f"cannot be loaded: {first_line}", todo) from None

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import bitsandbytes as bnb
 import torch
+from bitsandbytes.optim.adamw import AdamW8bit, AdamW32bit, PagedAdamW8bit, PagedAdamW32bit
 
 from train.config import Train
 
 _CLASSES: dict[str, Any] = {
-    "paged_adamw_32bit": bnb.optim.PagedAdamW32bit,
-    "paged_adamw_8bit": bnb.optim.PagedAdamW8bit,
-    "adamw_32bit": bnb.optim.AdamW32bit,
-    "adamw_8bit": bnb.optim.AdamW8bit,
+    "paged_adamw_32bit": PagedAdamW32bit,
+    "paged_adamw_8bit": PagedAdamW8bit,
+    "adamw_32bit": AdamW32bit,
+    "adamw_8bit": AdamW8bit,
     "adamw_torch": torch.optim.AdamW,
 }
 

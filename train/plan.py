@@ -58,9 +58,7 @@ def estimate(config: Config, model_config: PretrainedConfig) -> Plan:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(model_config, dtype=torch.bfloat16)
     head = model.get_output_embeddings()
-    linears = {
-        name: m for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not head
-    }
+    linears = {name: m for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not head}
     targets = config.lora.target_modules
     adapted = [m for name, m in linears.items() if targets == "all-linear" or name.rsplit(".", 1)[-1] in targets]
     quantized = sum(m.weight.numel() for m in linears.values())

@@ -1,9 +1,9 @@
 """The run directory: what was asked for, on what it ran, and what came of it. Later steps need no flag twice.
 
-    config.yaml        the resolved config            environment.json   versions, git commit, hardware
-    data.json          the accounting of the data     plan.json          memory, steps and rope before the start
-    metrics.jsonl      one object per step            checkpoints/       step-NNNNNN, newest last
-    adapter/           the result                     evals/, merged/    what later commands add
+config.yaml        the resolved config            environment.json   versions, git commit, hardware
+data.json          the accounting of the data     plan.json          memory, steps and rope before the start
+metrics.jsonl      one object per step            checkpoints/       step-NNNNNN, newest last
+adapter/           the result                     evals/, merged/    what later commands add
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 
 from data.dataset import Epochs, Recipe, Rows, Source, read_corpus, validation_rows

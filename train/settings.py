@@ -116,7 +116,7 @@ def _describe(mistake: Any) -> str:
 
 def nearest_key(key: str) -> str | None:
     """The known key that is spelt most like `key`, as a whole or in its last part."""
-    known = [k for k in known_keys()]
+    known = list(known_keys())
     whole = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
     if whole:
         return whole[0]

@@ -50,7 +50,7 @@ def log(trackers: list[GeneralTracker], values: dict[str, Any], step: int, warn:
             tracker.log(values, step=step)
         except Exception as error:
             trackers.remove(tracker)
-            warn(f"{tracker.name} stopped recording: {error}")
+            warn(f"{type(tracker).__name__} stopped recording: {error}")
 
 
 def finish(trackers: list[GeneralTracker], warn: Any) -> None:
@@ -59,7 +59,7 @@ def finish(trackers: list[GeneralTracker], warn: Any) -> None:
         try:
             tracker.finish()
         except Exception as error:
-            warn(f"{tracker.name} did not close cleanly: {error}")
+            warn(f"{type(tracker).__name__} did not close cleanly: {error}")
 
 
 def _plain(settings: dict[str, Any]) -> dict[str, Any]:

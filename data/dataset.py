@@ -202,7 +202,7 @@ def _tokenized(
 ) -> datasets.Dataset:
     """One Arrow row per document (and one, without ids, per record that is too long), memory-mapped and cached."""
     epoch_if_random = epoch if is_random(recipe.prompt_format) else None
-    identity = (RENDERER_VERSION, corpus.fingerprint, encoder.fingerprint, asdict(recipe), epoch_if_random)
+    identity = (RENDERER_VERSION, _FEATURES, corpus.fingerprint, encoder.fingerprint, asdict(recipe), epoch_if_random)
     order = hashlib.sha256("".join(c.key for c in chosen).encode()).hexdigest()
     key = hashlib.sha256(repr((identity, order)).encode()).hexdigest()[:16]
 

@@ -77,13 +77,19 @@ class Report:
         """Everything, as plain JSON values."""
         return {**asdict(self), "total": asdict(self.total()), "fill": round(self.fill, 6)}
 
+    def lines(self) -> list[str | Table]:
+        """The accounting as a person reads it: a title, the table, and what was packed and drawn."""
+        files = ", ".join(f"{source.path} ({source.read} records)" for source in self.sources)
+        rejected = sum(len(source.rejected) for source in self.sources)
+        drawn = ", ".join(f"{count} {name}" for name, count in sorted(self.separators.items()))
+        packed = f"{self.documents:,} documents in {self.rows:,} rows of {self.max_length:,}, {self.fill:.1%} full"
+        counts = f"{packed}; {rejected} rejected; separators: {drawn or 'none'}"
+        return [f"{files}, in format {self.prompt_format}", self.table(), counts, *self.notes]
+
     def table(self) -> Table:
-        """The accounting as a person reads it."""
+        """A line per category, and their sum."""
         columns = ("kept", "held_out", "too_long", "truncated", "tokens", "trained_tokens")
-        table = Table(
-            title=self._title(), title_justify="left", caption=self._caption(), caption_justify="left", box=SIMPLE_HEAD
-        )
-        table.add_column("category", no_wrap=True)
+        table = Table("category", box=SIMPLE_HEAD, padding=(0, 1))
         for column in columns:
             table.add_column(column.replace("_", " "), justify="right")
         for name, line in sorted(self.categories.items(), key=lambda item: -item[1].tokens):
@@ -92,14 +98,3 @@ class Report:
         total = self.total()
         table.add_row("all", *(f"{getattr(total, column):,}" for column in columns), style="bold")
         return table
-
-    def _title(self) -> str:
-        files = ", ".join(f"{source.path} ({source.read} records)" for source in self.sources)
-        return f"{files} in format {self.prompt_format}"
-
-    def _caption(self) -> str:
-        rejected = sum(len(source.rejected) for source in self.sources)
-        drawn = ", ".join(f"{count} {name}" for name, count in sorted(self.separators.items()))
-        packed = f"{self.documents:,} documents in {self.rows:,} rows of {self.max_length:,}, {self.fill:.1%} full"
-        lines = [f"{packed}; {rejected} rejected; separators: {drawn or 'none'}", *self.notes]
-        return "\n".join(lines)

@@ -6,6 +6,8 @@ import os
 # bitsandbytes reports, on import, that an optional inference kernel is missing; training does not use it.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
-# Read by OpenMP when torch is imported: threads that wait for work sleep instead of spinning. On an idle machine it
-# costs nothing measurable; on a busy one, spinning threads made a step up to ten times slower.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Read by GNU OpenMP when torch is imported: a thread that waits for work spins for a few microseconds and then sleeps.
+# By default it spins for milliseconds, which gains nothing on an idle machine and made a step three times slower on a
+# busy one (2 cores, both also used by others: 27 s against 8 s). Sleeping at once (OMP_WAIT_POLICY=PASSIVE) costs a third.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")

@@ -72,7 +72,7 @@ def _open(config: Config, run: Run, accelerator: Accelerator, board: Board) -> S
         epochs = Epochs(corpus, encoder, recipe, run.cache)
         validation = validation_rows(corpus, encoder, recipe, run.cache)
     plan = estimate(config, model_config)
-    board.say(epochs.report.table(), *describe(plan, spec))
+    board.say(*epochs.report.lines(), *describe(plan, spec))
 
     base = load_base(config.model, config.quantization, accelerator.device)
     board.say(f"rope verified in the live model: inv_freq within {base.rope_error:.1e} of the closed form")

@@ -155,7 +155,6 @@ def training_rows(corpus: Corpus, encoder: Encoder, recipe: Recipe, epoch: int, 
         UserError: no record leaves anything to train.
     """
     chosen = [c for c in corpus.conversations if not held_out(c, recipe)]
-    random.Random(f"{recipe.seed}/{epoch}/documents").shuffle(chosen)
     records = _tokenized(corpus, chosen, encoder, recipe, epoch, cache)
     rows = _pack(records, recipe, epoch)
     report = _report(corpus, records, recipe, len(rows))
@@ -247,6 +246,7 @@ def _record(conversation: Conversation, spans: tuple[Span, ...], document: Examp
 def _pack(records: datasets.Dataset, recipe: Recipe, epoch: int) -> Rows:
     lengths = [int(length) for length in records["tokens"]]
     usable = [index for index, length in enumerate(lengths) if length]
+    random.Random(f"{recipe.seed}/{epoch}/documents").shuffle(usable)  # decides between documents of equal length
     if recipe.packing:
         packed = pack([lengths[index] for index in usable], recipe.max_length)
         rows = [[usable[item] for item in row] for row in packed]

@@ -25,6 +25,8 @@ class UserError(Exception):
 
 def disk_error(error: Exception) -> UserError | None:
     """The message for a failed write that only the user can mend; None for any other error."""
+    if error.__cause__ is not None and isinstance(error.__cause__, Exception):
+        return disk_error(error.__cause__)
     number = getattr(error, "errno", None)
     # Libraries in Rust (safetensors) raise errors of their own, with the system's words in them.
     if number in (errno.ENOSPC, errno.EDQUOT) or f"(os error {errno.ENOSPC})" in str(error):
@@ -50,7 +52,7 @@ def exits_on_user_error(main: Callable[[], int]) -> Callable[[], int]:
         except UserError as error:
             message = str(error)
         except KeyboardInterrupt:
-            message = "interrupted\n  -> start again with --resume to continue from the newest checkpoint"
+            message = "interrupted"
         except Exception as error:
             known = disk_error(error)
             if known is None:

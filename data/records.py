@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ Format = Literal["auto", "airoboros", "airoboros_chat", "text"]
 
 # A flattened turn starts where the response's own end-of-sequence text is followed by the user's label.
 _FLATTENED_TURN = re.compile(r"\s*</s>\s*USER:\s*(.*?)\s*ASSISTANT:\s*", re.DOTALL)
+_FLATTENED_USER = re.compile(r"</s>\s*USER:")
 _TRAILING_EOS = re.compile(r"\s*</s>\s*$")
 
 
@@ -80,6 +82,8 @@ def read_jsonl(path: Path, format: Format = "auto") -> Iterator[Conversation | R
     if not path.is_file():
         found = "is a directory" if path.is_dir() else "no such file"
         raise UserError(str(path), found, "give data.sources the path of a .jsonl file (one JSON object a line)")
+    if not os.access(path, os.R_OK):
+        raise UserError(str(path), "may not be read", "give yourself permission to read it (chmod u+r)")
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if number == 1 and line.strip() == b"[":
@@ -102,9 +106,19 @@ def _load_object(line: bytes) -> dict[str, Any]:
         raise _UnusableError(f"bytes that are not UTF-8 (at byte {error.start})", "UTF-8 text") from None
     except (json.JSONDecodeError, RecursionError) as error:
         raise _UnusableError(f"broken JSON ({error})", "one JSON object on the line") from None
+    if b"\\ud" in line.lower() and not _is_encodable(record):
+        raise _UnusableError("half of a surrogate pair (\\ud800 to \\udfff alone)", "whole Unicode characters")
     if not isinstance(record, dict):
         raise _UnusableError(f"a JSON {type(record).__name__}", "a JSON object")
     return record
+
+
+def _is_encodable(record: Any) -> bool:
+    try:
+        json.dumps(record, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def parse_record(record: dict[str, Any], format: Format = "auto") -> Conversation:
@@ -130,8 +144,10 @@ def _instruction(record: dict[str, Any]) -> Conversation:
     response = _string(record, "response", required=True)
     plain = bool(record.get("skip_prompt_formatting"))
     turns = (Turn(prompt, response.strip()),) if plain else unflatten(prompt.strip(), response)
-    if any(not turn.response for turn in turns):
-        raise _UnusableError("an assistant turn without text in `response`", "text in every turn")
+    if any(not turn.response for turn in turns) or any(not turn.prompt for turn in turns[1:]):
+        raise _UnusableError("a turn without text in `response`", "text in every turn")
+    if not plain and any(_FLATTENED_USER.search(turn.response) for turn in turns):
+        raise _UnusableError("`</s> USER:` without an `ASSISTANT:` in `response`", "an answer to every user turn")
     return _conversation(record, turns, _system(record.get("system")), "plain" if plain else "chat")
 
 
@@ -182,7 +198,7 @@ def _conversation(
     record: dict[str, Any], turns: tuple[Turn, ...], system: str | None, kind: Literal["chat", "plain", "text"]
 ) -> Conversation:
     category = _string(record, "category", required=False) or "uncategorized"
-    content = json.dumps([kind, category, system, [(t.prompt, t.response) for t in turns]])
+    content = json.dumps([kind, system, [(t.prompt, t.response) for t in turns]])
     key = hashlib.sha256(content.encode()).hexdigest()[:16]
     return Conversation(key, category, system, turns, kind=kind)
 

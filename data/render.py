@@ -135,19 +135,20 @@ def render_prompt(
 
 
 def chat_template(prompt_format: PromptFormat, *, with_bos: bool) -> str:
-    """The format as a jinja template for `tokenizer.apply_chat_template`, equal to `render_prompt`.
+    """The format as a jinja template for `tokenizer.apply_chat_template`, equal to `render_prompt` (but that it takes a
+    PLAINFORMAT suffix as it comes).
 
     The generation prompt ends in `ASSISTANT:` without a space: the space belongs to the first word of the answer
     (see tokens.py).
     """
     separator = json.dumps(_usual_separator(prompt_format))
-    own = "messages[0].content | trim" if prompt_format.takes_system else json.dumps(prompt_format.system)
-    own_end = '"\n"' if prompt_format.takes_system else separator
+    default = f"{{%- set system = {json.dumps(prompt_format.system)} + {separator} -%}}"
+    own = "{%- if messages[0].content | trim -%}{%- set system = (messages[0].content | trim) + '\\n' -%}{%- endif -%}"
     return (
+        f"{default}{{%- set talk = messages -%}}"
         "{%- if messages[0].role == 'system' -%}{%- set talk = messages[1:] -%}"
-        f"{{%- set system = ({own}) + {own_end} -%}}"
-        "{%- else -%}{%- set talk = messages -%}"
-        f"{{%- set system = {json.dumps(prompt_format.system)} + {separator} -%}}{{%- endif -%}}"
+        + (own if prompt_format.takes_system else "")
+        + "{%- endif -%}"
         + ("{{- bos_token -}}" if with_bos else "")
         + "{{- system -}}"
         "{%- for message in talk -%}{%- if message.role == 'user' -%}"

@@ -1,4 +1,5 @@
-"""What became of every record: read = kept + held out + too long + rejected, per source and per category."""
+"""What became of every record: read = kept + held out + too long + rejected. Sources count what was read and rejected,
+categories the rest."""
 
 from __future__ import annotations
 

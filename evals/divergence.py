@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -40,38 +40,54 @@ class Divergence:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Predictions:
+    """What a model has to say about some documents, small enough to outlive the model.
+
+    Attributes:
+        hidden: float32, shape (tokens, hidden_size): the last states before each trained token.
+        head: float32, shape (vocabulary, hidden_size): turns them into logits.
+        targets: int64, shape (tokens,): the trained tokens.
+    """
+
+    hidden: torch.Tensor
+    head: torch.Tensor
+    targets: torch.Tensor
+
+    def logits(self, part: slice) -> torch.Tensor:
+        """Logits of some of the tokens, shape (len(part), vocabulary)."""
+        return self.hidden[part] @ self.head.T
+
+
 @torch.no_grad()
-def compare(reference: PreTrainedModel, other: PreTrainedModel, documents: Iterable[Example]) -> Divergence:
-    """Run both models over the documents, each on its own, and compare the logits that predict trained tokens.
+def predict(model: PreTrainedModel, documents: Iterable[Example]) -> Predictions:
+    """Run the model over the documents, each on its own.
 
     Raises:
         ValueError: there is not a single trained token.
     """
-    sums, largest = torch.zeros(4, dtype=torch.float64), 0.0
-    tokens = 0
+    hidden, targets = [], []
     for document in documents:
-        for ours, theirs, targets in _logits(reference, other, document):
-            largest = max(largest, float((ours - theirs).abs().max()))
-            sums += _sums(ours, theirs, targets)
-            tokens += len(targets)
-    if not tokens:
+        ids = torch.from_numpy(document.ids.astype("int64"))[None].to(model.device)
+        chosen = torch.from_numpy(document.trained)[1:]
+        states = model.get_decoder()(ids, use_cache=False).last_hidden_state[0, :-1]
+        hidden.append(states[chosen.to(states.device)].float().cpu())
+        targets.append(ids[0, 1:].cpu()[chosen])
+    if not sum(map(len, targets)):
         raise ValueError("no trained token to compare on")
+    return Predictions(torch.cat(hidden), head_of(model).weight.detach().float().cpu().clone(), torch.cat(targets))
+
+
+def compare(reference: Predictions, other: Predictions) -> Divergence:
+    """Compare two models' predictions of the same tokens."""
+    sums, largest, tokens = torch.zeros(4, dtype=torch.float64), 0.0, len(reference.targets)
+    for start in range(0, tokens, CHUNK):
+        part = slice(start, start + CHUNK)
+        ours, theirs = reference.logits(part), other.logits(part)
+        largest = max(largest, float((ours - theirs).abs().max()))
+        sums += _sums(ours, theirs, reference.targets[part])
     kl, agreed, our_loss, their_loss = (sums / tokens).tolist()
     return Divergence(kl, agreed, largest, math.exp(our_loss), math.exp(their_loss), tokens)
-
-
-def _logits(
-    reference: PreTrainedModel, other: PreTrainedModel, document: Example
-) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Both models' logits (chunk, vocabulary) and the targets (chunk,), in float32 on the CPU or GPU they are on."""
-    ids = torch.from_numpy(document.ids.astype("int64"))[None].to(reference.device)
-    chosen = torch.from_numpy(document.trained)[1:].to(reference.device)
-    hidden = [m.get_decoder()(ids, use_cache=False).last_hidden_state[0, :-1][chosen] for m in (reference, other)]
-    targets = ids[0, 1:][chosen]
-    for start in range(0, len(targets), CHUNK):
-        part = slice(start, start + CHUNK)
-        ours, theirs = (head_of(m)(h[part]).float() for m, h in zip((reference, other), hidden, strict=True))
-        yield ours, theirs, targets[part]
 
 
 def _sums(ours: torch.Tensor, theirs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -80,4 +96,4 @@ def _sums(ours: torch.Tensor, theirs: torch.Tensor, targets: torch.Tensor) -> to
     kl = (p.exp() * (p - q)).sum()
     agreed = (ours.argmax(-1) == theirs.argmax(-1)).sum()
     losses = [-x.gather(1, targets[:, None]).sum() for x in (p, q)]
-    return torch.stack([kl, agreed.double(), *losses]).cpu()
+    return torch.stack([kl, agreed.double(), *losses])

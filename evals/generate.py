@@ -114,9 +114,13 @@ def _stream(loaded: Loaded, ids: list[int], sampling: Sampling) -> Generator[str
         **choice,
     }
 
+    failures: list[Exception] = []
+
     def generate() -> None:
         try:
             loaded.model.generate(**options)  # pyright: ignore[reportCallIssue]
+        except Exception as error:
+            failures.append(error)
         finally:
             tokens.end()
 
@@ -127,6 +131,8 @@ def _stream(loaded: Loaded, ids: list[int], sampling: Sampling) -> Generator[str
     finally:
         halt.halted = True
         thread.join()
+    for failure in failures:
+        raise failure
 
 
 def decoded(tokens: Iterable[int], loaded: Loaded) -> Iterator[str]:

@@ -60,27 +60,31 @@ def load(path: Path, *, adapter: bool = False) -> Loaded:
 
 def _load_merged(path: Path) -> Loaded:
     record: dict[str, Any] = json.loads((path / MERGE_RECORD).read_text())
+    what = str(path) if record["verified"] else f"{path} (NOT verified against the trained model)"
     model = load_dense(path, device_here())
     tokenizer = load_tokenizer(str(path))
-    return Loaded(model, tokenizer, Encoder(tokenizer), PromptFormat(**record["prompt_format"]), str(path))
+    return Loaded(model, tokenizer, Encoder(tokenizer), PromptFormat(**record["prompt_format"]), what)
 
 
 def load_dense(path: Path, device: torch.device) -> PreTrainedModel:
-    """A directory's model by plain transformers; float32 on a CPU, where half precision is slow."""
+    """A directory's model by plain transformers, computing in float32; parts that do not fit a GPU stay on the CPU.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
     try:
-        dtype = torch.float32 if device.type == "cpu" else "auto"
-        return AutoModelForCausalLM.from_pretrained(str(path), dtype=dtype, device_map={"": device})
+        placed = "auto" if device.type == "cuda" else {"": device}
+        return AutoModelForCausalLM.from_pretrained(str(path), dtype=torch.float32, device_map=placed)
     except (OSError, ValueError) as error:
         raise UserError(str(path), f"cannot be loaded: {error}", "merge it again") from None
 
 
 def live_model(config: Config, adapter: Path, device: torch.device) -> PreTrainedModel:
-    """The quantized base with its adapter, as it was trained, ready to generate."""
+    """The quantized base with its adapter, the weights as they were trained, computing in float32."""
     inference = config.model.model_copy(update={"attn_implementation": "sdpa"})
     base = load_base(inference, config.quantization, device)
     model = load_adapter(base, adapter)
-    if device.type == "cpu":
-        compute_in_float32(base.model)
+    compute_in_float32(base.model)
     model.eval()
     return base.model
 

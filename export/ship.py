@@ -20,7 +20,7 @@ from huggingface_hub import snapshot_download
 from data.dataset import Source, read_corpus, training_rows, validation_rows
 from data.errors import UserError
 from data.tokens import Encoder, Example
-from evals.divergence import Divergence, compare
+from evals.divergence import Divergence, compare, predict
 from evals.load import MERGE_RECORD, device_here, live_model, load_dense
 from export.hf_config import write_config, write_generation_config, write_tokenizer
 from export.merge import Onto, merge_shards, quantized_weights, read_deltas
@@ -84,14 +84,18 @@ def merge_run(path: Path, onto: Onto, dtype: str, max_kl: float | None, say: Say
 
 
 def _check(run: Run, config: Config, merged: Path, spec: RopeSpec, say: Say) -> Divergence:
-    """Load the merge as a stranger would and compare it with the live model on records it was not trained on."""
+    """Load the merge as a stranger would and compare it with the live model on records it was not trained on.
+
+    The models are in memory one after the other, never both.
+    """
     device = device_here()
     documents, which = _documents_to_check(run, config)
     say(f"checking against the live nf4+adapter model on {len(documents)} {which} records ...")
+    live = predict(live_model(config, run.adapter, device), documents)
     dense = load_dense(merged, device)
     error = verify(dense, spec)
     say(f"rope verified in the merged model: inv_freq within {error:.1e} of the closed form")
-    return compare(live_model(config, run.adapter, device), dense, documents)
+    return compare(live, predict(dense, documents))
 
 
 def _documents_to_check(run: Run, config: Config) -> tuple[list[Example], str]:
@@ -126,17 +130,37 @@ def _publish(run: Run, config: Config, shipped: Shipped, onto: Onto, dtype: str)
         "prompt_format": asdict(prompt_format_of(config.data)),
     }
     (shipped.folder / MERGE_RECORD).write_text(json.dumps(record, indent=2) + "\n")
-    final = run.merged if shipped.verified else run.merged.with_name("merged-unverified")
-    shutil.rmtree(final, ignore_errors=True)
-    shipped.folder.rename(final)
+    final = run.path / folder_name(onto, shipped.verified)
+    _replace(final, shipped.folder)
     return Shipped(final, shipped.divergence, shipped.max_kl, shipped.rope)
+
+
+def folder_name(onto: Onto, verified: bool) -> str:
+    """`merged` is only ever the verified model that was trained; other bases and failures have names of their own."""
+    name = "merged" if onto == "dequantized" else f"merged-{onto}"
+    return name if verified else f"{name}-unverified"
+
+
+def _replace(final: Path, fresh: Path) -> None:
+    """Give `fresh` its final name; what had it before is only removed afterwards."""
+    old = final.with_name(f".{final.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if final.exists():
+        final.rename(old)
+    fresh.rename(final)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _base_directory(config: Config) -> Path:
     local = Path(config.model.name_or_path).expanduser()
     if local.is_dir():
         return local
-    return Path(snapshot_download(config.model.name_or_path, revision=config.model.revision, local_files_only=True))
+    try:
+        cached = snapshot_download(config.model.name_or_path, revision=config.model.revision, local_files_only=True)
+    except (OSError, ValueError) as error:
+        todo = "put the base model back where the run's config.yaml says it is"
+        raise UserError(config.model.name_or_path, f"is not on this machine ({type(error).__name__})", todo) from None
+    return Path(cached)
 
 
 def _fresh(folder: Path) -> Path:

@@ -7,10 +7,10 @@ show() { printf '\n\033[1m$ %s\033[0m\n' "$*"; "$@"; }
 began=$SECONDS
 
 show python -m scripts.demo_model
-show accelerate launch -q -m train configs/demo.yaml --resume
+show accelerate launch -q --config_file configs/accelerate/one-process.yaml -m train configs/demo.yaml --resume
 [ -f runs/demo/merged/merge.json ] || show python -m scripts.merge runs/demo
 show python -m scripts.chat runs/demo --prompt "What is the capital of France, and what is it known for?" --max-new-tokens 80
-show python -m scripts.chat runs/demo --system "You are a pirate." --prompt "Tell me about the sea." --max-new-tokens 80
+show python -m scripts.chat runs/demo --prompt "Write a Python function that adds two numbers. PLAINFORMAT" --max-new-tokens 60
 
 cat <<END
 
@@ -22,6 +22,6 @@ Done in $((SECONDS - began)) s (without the installation). What was made:
 
 Next:
   .venv/bin/python -m scripts.chat runs/demo
-  .venv/bin/accelerate launch -q -m train configs/demo.yaml run_dir=runs/mine data.sources=[instructions.jsonl]
+  .venv/bin/accelerate launch -q -m train configs/demo.yaml run_dir=runs/mine data.sources=[data/sample/conversations.jsonl]
   .venv/bin/python -m scripts.merge runs/demo --onto original --max-kl 1
 END

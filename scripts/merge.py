@@ -30,7 +30,8 @@ def main() -> int:
     shipped = merge_run(arguments.run, arguments.onto, arguments.dtype, arguments.max_kl, console.print)
     console.print(parity_table(shipped))
     if shipped.verified:
-        console.print(f"[green]verified[/]: {shipped.folder} is the model that was trained")
+        what = "is the model that was trained" if arguments.onto == "dequantized" else "is within the limit you gave"
+        console.print(f"[green]verified[/]: {shipped.folder} {what}")
         return 0
     console.print(f"[red]NOT verified[/]: {shipped.folder} differs from the model that was trained")
     if arguments.onto == "original":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 VENV = Path(".venv")
@@ -49,6 +48,8 @@ def setup() -> int:
 
 def requirements() -> list[str]:
     """The project's dependencies and its development tools, from pyproject.toml."""
+    import tomllib  # not before the version check: Python 3.10 has none
+
     project = tomllib.loads(Path("pyproject.toml").read_text())
     return project["project"]["dependencies"] + project["dependency-groups"]["dev"]
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from accelerate import Accelerator
 from conftest import ROOT, save_tiny_model, settings, write_jsonl
 
 import scripts.__main__
@@ -109,6 +110,7 @@ def test_recipe_dry_run_and_two_steps(
 
 def test_processes_that_do_not_see_each_other(call, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Several were launched, but accelerate tells each that it is alone: all of them would train and save."""
+    assert Accelerator(cpu=True).num_processes == 1
     monkeypatch.setenv("WORLD_SIZE", "2")
     refused(call(train.__main__.main, config), "2 processes were launched", "two-cpu-processes.yaml")
 

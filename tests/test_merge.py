@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from data.errors import UserError
-from evals.divergence import compare
+from evals.divergence import compare, predict
 from evals.load import live_model, load_dense
 from export.merge import as_trained, merge_shards, quantized_weights, read_deltas
 from export.ship import merge_run
@@ -57,7 +57,7 @@ def test_the_merge_is_verified_and_published(run: Path) -> None:
     assert record["verified"] is True
     assert record["parity"]["kl"] < 1e-5
     assert record["parity"]["top1"] > 0.99
-    assert record["parity"]["tokens"] > 50
+    assert record["parity"]["tokens"] > 20
     assert not (run / ".merged.partial").exists()
 
 
@@ -119,12 +119,12 @@ def test_dequantized_weights_are_those_of_the_live_model(tiny_model: Path) -> No
 def test_the_original_base_is_another_model_and_says_so(run: Path) -> None:
     shipped = merge(run, onto="original")
     assert not shipped.verified
-    assert shipped.folder == run / "merged-unverified"
+    assert shipped.folder == run / "merged-original-unverified"
     assert not (run / "merged").exists()
     assert json.loads((shipped.folder / "merge.json").read_text())["verified"] is False
     accepted = merge(run, onto="original", max_kl=10.0)
     assert accepted.divergence == shipped.divergence
-    assert (accepted.verified, accepted.folder) == (True, run / "merged")
+    assert (accepted.verified, accepted.folder) == (True, run / "merged-original")
 
 
 def test_the_original_base_is_merged_exactly(run: Path, tiny_model: Path) -> None:
@@ -239,7 +239,7 @@ def test_divergence_of_a_model_from_itself_is_zero(run: Path) -> None:
     from data.tokens import Example
 
     document = Example(np.arange(3, 60, dtype=np.int32), np.arange(57) > 10)
-    d = compare(model, model, [document])
+    d = compare(predict(model, [document]), predict(model, [document]))
     assert (d.kl, d.top1, d.max_dlogit, d.tokens) == (0.0, 1.0, 0.0, 46)
     assert d.reference_perplexity == d.other_perplexity
     ids = torch.arange(3, 60)[None]

@@ -91,6 +91,8 @@ def test_train_merge_and_chat(config: Path, tmp_path: Path) -> None:
     chat = [sys.executable, "-m", "scripts.chat", tmp_path / "run", "--max-new-tokens", "8"]
     asked = [command(*chat, "--prompt", "What is 2 plus 2?", *more) for more in ([], ["--adapter"])]
     assert [a.returncode for a in asked] == [0, 0], asked[0].stderr + asked[1].stderr
+    assert all(a.stdout.strip() for a in asked)
+    assert "Traceback" not in asked[0].stderr + asked[1].stderr
     talked = subprocess.run(chat, cwd=ROOT, env=ENVIRONMENT, input="Hi\nMore?\n\n", capture_output=True, text=True)
     assert talked.returncode == 0
     refused(command(*chat, "--prompt", "  "), "--prompt: empty")

@@ -15,7 +15,9 @@ from conftest import ROOT, save_tiny_model
 from scripts import setup
 
 README = (ROOT / "README.md").read_text()
-COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) for line in block.splitlines() if line]
+COMMANDS = [
+    line for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) for line in block.splitlines() if line
+]
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 CONFIGS = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
 
@@ -46,7 +48,9 @@ def run(command: str, checkout: Path) -> subprocess.CompletedProcess[str]:
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     script = ["bash", "-euo", "pipefail", "-c", command]
     environment = {**os.environ, **options, "PATH": path}
-    return subprocess.run(script, cwd=checkout, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(
+        script, cwd=checkout, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
 
 
 @pytest.mark.program

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from conftest import ROOT
+
 from scripts import setup
 
 
@@ -36,7 +36,8 @@ def fail_at(what: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("what", "step"), [("-m venv", "making .venv"), (".txt torch", "installing torch"), ("transformers", "the other packages")]
+    ("what", "step"),
+    [("-m venv", "making .venv"), (".txt torch", "installing torch"), ("transformers", "the other packages")],
 )
 def test_a_failed_step_is_named_with_its_reason(checkout: Path, monkeypatch, capsys, what: str, step: str) -> None:
     fail_at(what, monkeypatch)
@@ -75,7 +76,9 @@ def test_an_old_python_is_told_what_is_needed(checkout: Path, monkeypatch, capsy
 
 
 def test_every_dependency_is_pinned() -> None:
-    pinned = {line.split("==")[0].lower().replace("_", "-") for line in (ROOT / "constraints.txt").read_text().splitlines()}
+    pinned = {
+        line.split("==")[0].lower().replace("_", "-") for line in (ROOT / "constraints.txt").read_text().splitlines()
+    }
     for requirement in setup.requirements():
         name = requirement.split(">=")[0].split("[")[0].lower().replace("_", "-")
         assert name in pinned, name

@@ -10,22 +10,18 @@ import pytest
 import torch
 from accelerate import Accelerator
 from conftest import TEXTS, save_tiny_model, settings, train_tokenizer
-from peft import prepare_model_for_kbit_training
 from safetensors.torch import load_file
 
 import train.loop
-from data.dataset import Source, read_corpus, training_rows
+from benchmarks.dtype_path import distance, rows_of, train_curve
 from data.errors import UserError
-from data.tokens import Encoder
 from train.checkpoint import latest
-from train.config import Config, Lora
+from train.config import Config, DataSource, Lora
 from train.loss import token_loss_sum
-from train.model import attach_adapter, load_base, load_tokenizer
 from train.run import Run
-from train.session import recipe_of, run_training
+from train.session import run_training
 
 TIMING = ("seconds", "tokens_per_second")
-CPU = torch.device("cpu")
 
 
 def run(config: Config, *, resume: bool = False) -> Run:
@@ -166,16 +162,35 @@ def test_a_directory_that_is_no_run_is_refused(config) -> None:
         run(config())
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.1])
-def test_accumulation_instead_of_batch_size_gives_the_same_losses(config, dropout: float) -> None:
-    """Rows of a micro-batch share a dropout draw, so with dropout only the spread over accumulation is free."""
+def test_accumulation_instead_of_batch_size_gives_the_same_losses(config) -> None:
     big = config("a", per_device_train_batch_size=4, gradient_accumulation_steps=1)
     small = config("b", per_device_train_batch_size=1, gradient_accumulation_steps=4)
-    lora = Lora(r=8, lora_dropout=dropout)
+    lora = Lora(r=8, lora_dropout=0.0)
     runs = [run(c.model_copy(update={"lora": lora})) for c in (big, small)]
     losses = [[line["loss"] for line in metrics(r) if "loss" in line] for r in runs]
-    tolerance = 2e-3 if dropout == 0.0 else 0.1
-    assert losses[0] == pytest.approx(losses[1], rel=tolerance)
+    assert losses[0] == pytest.approx(losses[1], rel=2e-3)
+
+
+def test_records_of_a_batch_are_apart_without_packing_too(config, monkeypatch) -> None:
+    asked = []
+    monkeypatch.setattr("train.session.check_isolation", asked.append)
+    unpacked = config().data.model_copy(update={"packing": False})
+    run(config(max_steps=1).model_copy(update={"data": unpacked}))
+    assert len(asked) == 1
+
+
+def test_a_run_is_not_resumed_on_other_data(config, records: Path, tmp_path: Path, monkeypatch) -> None:
+    changed = tmp_path / "changing.jsonl"
+    changed.write_text(records.read_text())
+    data = config().data.model_copy(update={"sources": (DataSource(path=changed),)})
+    wanted = config().model_copy(update={"data": data})
+    stop_after(4, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        run(wanted)
+    monkeypatch.undo()
+    changed.write_text(records.read_text().replace("plus", "and"))
+    with pytest.raises(UserError, match=r"changing\.jsonl: not the file that this run began with"):
+        run(wanted, resume=True)
 
 
 def test_a_loss_that_is_not_finite_stops_and_names_the_records(config, monkeypatch) -> None:
@@ -183,7 +198,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_records(config, monkeypat
         return token_loss_sum(model, batch) * float("nan")
 
     monkeypatch.setattr("train.loop.token_loss_sum", broken)
-    with pytest.raises(UserError, match=r"step 1: nan as loss \(records .*instructions\.jsonl:\d+"):
+    with pytest.raises(UserError, match=r"step 1: the loss is nan \(records: .*instructions\.jsonl:\d+"):
         run(config())
 
 
@@ -209,40 +224,14 @@ def test_a_phase_with_other_positions_is_refused(config, tiny_model: Path, recor
         run(Config.model_validate(wanted))
 
 
-def curve(config: Config, *, residual_in_float32: bool, seed: int, steps: int = 25) -> list[float]:
-    """Losses of plain AdamW steps over the same rows, in either dtype path."""
-    base = load_base(config.model, config.quantization, CPU)
-    if residual_in_float32:
-        prepare_model_for_kbit_training(base.model, use_gradient_checkpointing=False)
-    model = attach_adapter(base, config.lora, seed=0)
-    tokenizer = load_tokenizer(config.model.name_or_path)
-    corpus = read_corpus([Source(source.path) for source in config.data.sources])
-    rows, _ = training_rows(corpus, Encoder(tokenizer), recipe_of(config), 0, config.run_dir)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-3)
-    model.train()
-    losses = []
-    for step in range(steps):
-        torch.manual_seed(1000 * seed + step)
-        batch = rows.batch([step % len(rows)])
-        loss = token_loss_sum(base.model, batch) / batch.trained_tokens
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(float(loss.detach()))
-    return losses
-
-
-def test_the_bfloat16_residual_stream_costs_no_loss(config) -> None:
+def test_the_bfloat16_residual_stream_costs_no_loss(config, tmp_path: Path) -> None:
     """The two dtype paths differ by less than two dropout seeds do; benchmarks/dtype_path.py shows it at size."""
+    wanted, runs = config(learning_rate=2e-3), [(False, 1), (True, 1), (False, 2)]
+    rows = rows_of(wanted, tmp_path / "rows")
     lean, full, noise = (
-        curve(config(), residual_in_float32=in_float32, seed=seed)
-        for in_float32, seed in ((False, 1), (True, 1), (False, 2))
+        train_curve(wanted, rows, 25, residual_in_float32=in_float32, dropout_seed=seed) for in_float32, seed in runs
     )
-
-    def distance(a: list[float], b: list[float]) -> float:
-        return math.sqrt(sum((x - y) ** 2 for x, y in zip(a, b, strict=True)) / len(a))
-
-    assert lean[-1] < lean[0] - 0.3
+    assert lean.losses[-1] < lean.losses[0] - 0.3
     assert distance(lean, full) < distance(lean, noise)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from data.errors import exits_on_user_error
+from data.errors import UserError, exits_on_user_error
 from train.allocator import keep_freed_memory
 from train.config import Config
 from train.config_help import help_text
@@ -28,7 +28,11 @@ def main() -> int:
         show(config)
     else:
         keep_freed_memory()
-        run_training(config, start_processes(), resume=arguments.resume)
+        try:
+            run_training(config, start_processes(), resume=arguments.resume)
+        except KeyboardInterrupt:
+            todo = "start again with --resume to continue from the newest checkpoint"
+            raise UserError(str(config.run_dir), "interrupted", todo) from None
     return 0
 
 

@@ -82,7 +82,7 @@ def check_isolation(model: PreTrainedModel, length: int = 24) -> None:
     if difference != 0.0:
         backend = model.config._attn_implementation
         found = f"packed documents see each other with attention backend {backend} (logits move by {difference:.2g})"
-        raise UserError("model.attn_implementation", found, "set it to auto, or set data.packing=false")
+        raise UserError("model.attn_implementation", found, "set it to auto")
 
 
 def _second_document_logits(model: Any, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:

@@ -78,7 +78,7 @@ def prune(folder: Path, keep: int) -> None:
 
 
 def _complete(folder: Path) -> list[Path]:
-    return [path for path in folder.glob(f"{_PREFIX}*") if path.is_dir()]
+    return [path for path in folder.glob(f"{_PREFIX}*") if path.is_dir() and path.name[len(_PREFIX) :].isdigit()]
 
 
 def _step(checkpoint: Path) -> int:

@@ -25,11 +25,11 @@ class Board:
     def say(self, *lines: object) -> None:
         """Print what the run is about to do or has done."""
         for line in lines:
-            self.console.print(line, soft_wrap=isinstance(line, str))
+            self.console.print(line, soft_wrap=isinstance(line, str), markup=False)
 
     def warn(self, message: str) -> None:
         """Print what went wrong without stopping the run."""
-        self.console.print(f"[yellow]warning:[/] {message}", soft_wrap=True)
+        self.console.print("warning:", message, style="yellow", soft_wrap=True, markup=False)
 
     def follow(self, steps: Iterable[Step], start: int, total: int) -> Iterator[Step]:
         """Pass the steps on, showing each."""

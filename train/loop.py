@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 from peft import PeftModel
 
-from data.dataset import Epochs, Rows
+from data.dataset import Epochs
 from data.errors import UserError
 from train.config import Train
 from train.loss import token_loss_sum
@@ -74,14 +74,17 @@ def train(parts: Parts, start: int = 0) -> Iterator[Step]:
 
         losses, tokens, trained_tokens = _accumulate_gradients(parts, step, epoch, rows)
         sums = sum_numbers(parts.accelerator, (sum(losses.values()), tokens, trained_tokens))
-        _require_finite(sums[0], losses, parts.epochs[epoch], step)
+        if not math.isfinite(sums[0]):
+            bad = [row for part, loss in losses.items() if not math.isfinite(loss) for row in part]
+            raise not_finite(step, "loss", sums[0], parts.epochs[epoch].origins(bad))
 
         sum_gradients(parts.accelerator, trainable)
         for parameter in trainable:
             if parameter.grad is not None:
                 parameter.grad.div_(sums[2])
         grad_norm = float(torch.nn.utils.clip_grad_norm_(trainable, parts.settings.max_grad_norm))
-        _require_finite(grad_norm, {}, parts.epochs[epoch], step)
+        if not math.isfinite(grad_norm):
+            raise not_finite(step, "gradient norm", grad_norm, parts.epochs[epoch].origins(rows))
 
         rate = _learning_rate(parts, step)
         for group in parts.optimizer.param_groups:
@@ -101,7 +104,7 @@ def _accumulate_gradients(
         batch = parts.epochs[epoch].batch(part).to(parts.accelerator.device)
         torch.manual_seed(dropout_seed(parts.settings.seed, step, number))
         loss = token_loss_sum(parts.model.get_base_model(), batch)  # pyright: ignore[reportArgumentType]
-        parts.accelerator.backward(loss)
+        loss.backward()
         losses[tuple(part)] = float(loss.detach())
         tokens, trained_tokens = tokens + batch.tokens, trained_tokens + batch.trained_tokens
     return losses, tokens, trained_tokens
@@ -112,10 +115,8 @@ def _learning_rate(parts: Parts, step: int) -> float:
     return learning_rate(step, parts.steps.total, wanted.learning_rate, wanted.warmup_ratio, wanted.lr_scheduler_type)
 
 
-def _require_finite(number: float, losses: dict[tuple[int, ...], float], rows: Rows, step: int) -> None:
-    if math.isfinite(number):
-        return
-    bad = [origin for part, loss in losses.items() if not math.isfinite(loss) for origin in rows.origins(part)]
-    found = f"{number} as {'loss' if losses else 'gradient norm'} (records {', '.join(bad) or 'on another process'})"
-    todo = "look at these records, or lower train.learning_rate; --resume continues from the newest checkpoint"
-    raise UserError(f"step {step + 1}", found, todo)
+def not_finite(step: int, what: str, number: float, records: list[str]) -> UserError:
+    """The error for a step whose numbers cannot be used, with the records that it was made of."""
+    named = ", ".join(records) or "on another process"
+    todo = "look at these records; if they are sound, start anew (another run_dir) with a lower train.learning_rate"
+    return UserError(f"step {step + 1}", f"the {what} is {number} (records: {named})", todo)

@@ -75,6 +75,10 @@ def load_model_config(model: Model, *, offline: bool = False) -> tuple[Pretraine
     if config.model_type not in LLAMA_FAMILY:
         found = f"a {config.model_type} model"
         raise UserError(model.name_or_path, found, f"choose a causal LM of type {' or '.join(LLAMA_FAMILY)}")
+    window = getattr(config, "sliding_window", None)
+    if window and model.max_length > window:
+        found = f"its layers only see the last {window} tokens, and rows are {model.max_length} long"
+        raise UserError(model.name_or_path, found, f"set model.max_length={window}: sliding windows are not supported")
     scaling = model.rope_scaling
     spec = scaled_spec(config, scaling.rope_type, scaling.factor, scaling.rope_theta)
     if not model.allow_beyond_window:
@@ -150,7 +154,7 @@ def attach_adapter(base: Base, lora: Lora, seed: int) -> PeftModel:
 
 
 def _continue_adapter(base: Base, lora: Lora, run: Path) -> PeftModel:
-    model = load_adapter(base, adapter_dir(run), trainable=True)
+    model = load_adapter(base, adapter_dir(run), trainable=True, lora_dropout=lora.lora_dropout)
     saved = model.peft_config["default"]
     assert isinstance(saved, LoraConfig)
     if (saved.r, saved.lora_alpha) != (lora.r, lora.lora_alpha):
@@ -164,13 +168,14 @@ def adapter_dir(run: Path) -> Path:
     return run / "adapter" if (run / "adapter").is_dir() else run
 
 
-def load_adapter(base: Base, folder: Path, *, trainable: bool = False) -> PeftModel:
-    """The base with a trained adapter, after checking that both have the same rope.
+def load_adapter(base: Base, folder: Path, *, trainable: bool = False, lora_dropout: float | None = None) -> PeftModel:
+    """The base with a trained adapter (at another dropout, if given), after checking that both have the same rope.
 
     Raises:
         UserError: the folder holds no adapter, or its rope differs from the base's.
     """
     config = use_fused_layers(_saved_lora_config(folder))
+    config.lora_dropout = config.lora_dropout if lora_dropout is None else lora_dropout
     spec = RopeSpec.load(folder)
     if spec != base.rope:
         found = f"it was trained with {spec}, and the base is loaded with {base.rope}"
@@ -205,7 +210,7 @@ def _from_hub(auto: Any, name_or_path: str, **options: Any) -> Any:
     """`auto.from_pretrained`, with what can go wrong said once."""
     try:
         return auto.from_pretrained(str(Path(name_or_path).expanduser()), **options)
-    except (OSError, HfHubHTTPError, SafetensorError, ValueError) as error:
+    except (OSError, ImportError, HfHubHTTPError, SafetensorError, ValueError) as error:
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         todo = "set model.name_or_path to a checkpoint's directory, or check the name and the network"
         raise NotAtHandError(name_or_path, f"cannot be loaded: {first_line}", todo) from None

@@ -57,6 +57,17 @@ def restore_optimizer(
         inner[key] = value
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+    if getattr(optimizer, "is_paged", False):
+        _page_again(optimizer)
+
+
+def _page_again(optimizer: Any) -> None:
+    """Move restored moments into paged memory: bitsandbytes' load_state_dict leaves them in plain GPU memory."""
+    for parameter, state in optimizer.state.items():
+        for key in ("state1", "state2"):
+            if key in state and parameter.is_cuda:
+                paged = optimizer.get_state_buffer(parameter, dtype=state[key].dtype)
+                state[key] = paged.copy_(state[key])
 
 
 def _flatten(state: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -7,17 +7,22 @@ from collections.abc import Sequence
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 
 from data.errors import UserError
+
+SUPPORTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
 
 def start_processes() -> Accelerator:
     """Join the processes that `accelerate launch` started.
 
     Raises:
-        UserError: more processes were started than the trainer sees; each would train, and save, on its own.
+        UserError: more processes were started than the trainer sees (each would train, and save, on its own), or by a
+            strategy that the loop does not know.
     """
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    # The types are the config's; accelerate's own settings for them, from wherever, must not scale a gradient.
+    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no")
     if accelerator.device.type == "cpu":
         use_all_cores(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     launched = int(os.environ.get("WORLD_SIZE", "1"))
@@ -25,6 +30,9 @@ def start_processes() -> Accelerator:
         found = f"{launched} processes were launched, but each of them believes to be 1 of {accelerator.num_processes}"
         todo = "use one of configs/accelerate/*.yaml with --config_file (several on a CPU: two-cpu-processes.yaml)"
         raise UserError("accelerate launch", found, todo)
+    if accelerator.distributed_type not in SUPPORTED:
+        found = f"the strategy {accelerator.distributed_type.value} is not supported"
+        raise UserError("accelerate launch", found, "use one of configs/accelerate/*.yaml with --config_file")
     return accelerator
 
 

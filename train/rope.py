@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -95,8 +96,8 @@ def scaled_spec(config: PretrainedConfig, rope_type: str, factor: float, rope_th
     if not own or "rope_theta" not in own:
         raise UserError(_name(config), "its config has no rotary embedding settings", "choose a Llama-family model")
     if own.get("rope_type", "default") != "default":
-        found = f"the base model is already scaled ({own}); scaling it again would multiply the two"
-        raise UserError(_name(config), found, "start from the unscaled base model")
+        found = f"the base model is already scaled ({own}); a second scaling would multiply with it"
+        raise UserError(_name(config), found, "start from an unscaled base model (scaled ones are not supported yet)")
     heads = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     theta = float(rope_theta or own["rope_theta"])
     return RopeSpec(rope_type, float(factor), theta, int(heads), int(config.max_position_embeddings))
@@ -110,7 +111,7 @@ def require_window(spec: RopeSpec, max_length: int) -> None:
     """
     if max_length <= spec.max_position_embeddings:
         return
-    needed = max_length / spec.original_max_position_embeddings
+    needed = math.ceil(100 * max_length / spec.original_max_position_embeddings) / 100
     found = f"{max_length} is beyond the window of {spec.max_position_embeddings} positions"
     todo = f"set model.rope_scaling={{rope_type: linear, factor: {needed:g}}}, or lower model.max_length"
     raise UserError("model.max_length", found, todo)

@@ -108,9 +108,33 @@ def claim(config: Config, resume: bool) -> Run:
         if started and not resume:
             todo = "pass --resume to continue it, choose another run_dir, or remove the directory"
             raise UserError(str(run.path), "this run has already made progress here", todo)
-    elif run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
+    elif run.path.exists() and not (run.path.is_dir() and all(p.name.startswith(".") for p in run.path.iterdir())):
         raise UserError(str(run.path), "exists and is not a run directory", "choose another run_dir")
     return run
+
+
+def require_same_start(run: Run, sources: dict[str, str], rows_per_step: int) -> None:
+    """Refuse to resume a run whose data changed, or whose steps would hold other rows.
+
+    Args:
+        sources: sha256 of each data file, by path.
+        rows_per_step: rows that all processes use in one step.
+
+    Raises:
+        UserError: naming what differs from `data.json` and `plan.json`.
+    """
+    data, plan = run.path / "data.json", run.path / "plan.json"
+    if not (data.is_file() and plan.is_file()):
+        return
+    began = {source["path"]: source["sha256"] for source in json.loads(data.read_text())["sources"]}
+    for path, digest in sources.items():
+        if began.get(path) != digest:
+            todo = "put the old file back, or start anew in another run_dir"
+            raise UserError(path, "not the file that this run began with", todo)
+    rows = json.loads(plan.read_text())["rows_per_step"]
+    if rows != rows_per_step:
+        found = f"a step had {rows} rows when this run began, and has {rows_per_step} with these processes"
+        raise UserError(str(run.path), found, "launch as many processes as then")
 
 
 def record_start(run: Run, config: Config, topology: str) -> None:

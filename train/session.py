@@ -20,7 +20,7 @@ from train.model import attach_adapter, checkpoint_activations, load_base, load_
 from train.optim import build_optimizer
 from train.plan import describe, estimate
 from train.rope import RopeSpec
-from train.run import Metrics, Run, claim, record_start
+from train.run import Metrics, Run, claim, record_start, require_same_start
 from train.schedule import Topology, plan_steps
 from train.validate import validation_loss
 
@@ -65,7 +65,9 @@ def _open(config: Config, run: Run, accelerator: Accelerator, board: Board) -> S
     model_config, spec = load_model_config(config.model)
     tokenizer = load_tokenizer(config.model.name_or_path, config.model.revision)
     corpus = read_corpus([Source(s.path, s.format) for s in config.data.sources], config.data.max_rejected)
-    recipe, encoder = recipe_of(config), Encoder(tokenizer)
+    recipe, encoder, topology = recipe_of(config), Encoder(tokenizer), _topology(config, accelerator)
+    require_same_start(run, {source.path: source.sha256 for source in corpus.sources}, topology.rows_per_step)
+    accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         record_start(run, config, f"{accelerator.num_processes} x {accelerator.device.type}")
     with accelerator.main_process_first():
@@ -77,7 +79,7 @@ def _open(config: Config, run: Run, accelerator: Accelerator, board: Board) -> S
     base = load_base(config.model, config.quantization, accelerator.device)
     board.say(f"rope verified in the live model: inv_freq within {base.rope_error:.1e} of the closed form")
     model = attach_adapter(base, config.lora, config.train.seed)
-    if config.data.packing:
+    if config.data.packing or config.train.per_device_train_batch_size > 1:
         check_isolation(base.model)
         board.say(f"packing verified: documents do not see each other ({base.model.config._attn_implementation})")
     if config.train.gradient_checkpointing:
@@ -85,7 +87,6 @@ def _open(config: Config, run: Run, accelerator: Accelerator, board: Board) -> S
     trainable = [p for p in model.parameters() if p.requires_grad]
     optimizer = build_optimizer(trainable, config.train)
 
-    topology = _topology(config, accelerator)
     limits = config.train.num_train_epochs, config.train.max_steps
     steps = plan_steps(epochs.size, topology.rows_per_step, *limits)
     checkpoint = latest(run.checkpoints)
@@ -95,7 +96,8 @@ def _open(config: Config, run: Run, accelerator: Accelerator, board: Board) -> S
     if accelerator.is_main_process:
         run.write_json("data.json", epochs.report.to_json())
         rope = {**dataclasses.asdict(spec), "inv_freq": spec.inv_freq().tolist(), "live_error": base.rope_error}
-        run.write_json("plan.json", {**plan.to_json(), "steps": steps.total, "rope": rope})
+        counts = {"steps": steps.total, "rows_per_step": topology.rows_per_step}
+        run.write_json("plan.json", {**plan.to_json(), **counts, "rope": rope})
     parts = Parts(model, optimizer, epochs, steps, topology, config.train, accelerator)
     return Session(config, run, accelerator, board, parts, validation, spec, start)
 

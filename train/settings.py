@@ -44,7 +44,10 @@ def read_settings(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     settings = _read_yaml(path)
     parents = settings.pop("extends", None) or []
     merged: dict[str, Any] = {}
-    for parent in [parents] if isinstance(parents, str) else parents:
+    parents = [parents] if isinstance(parents, str) else parents
+    if not (isinstance(parents, list) and all(isinstance(parent, str) for parent in parents)):
+        raise UserError(str(path), f"extends: {parents!r}", "give it the path of a config, or a list of paths")
+    for parent in parents:
         merged = merge(merged, read_settings(path.parent / parent, (*seen, path.resolve())))
     return merge(merged, settings)
 

@@ -1,0 +1,112 @@
+"""The bfloat16 residual stream against the widespread float32 one: the same losses, less memory, less time.
+
+`python -m benchmarks.dtype_path [--steps 12] [--config configs/demo.yaml]` trains the same rows three times: in this
+project's types (embeddings and norms bfloat16), in those of peft's `prepare_model_for_kbit_training` (both float32, and
+with them the residual stream and every checkpoint), and in ours with another dropout seed, which gives the noise that
+the difference of the first two is measured by.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from peft import prepare_model_for_kbit_training
+
+from data.dataset import Rows, Source, read_corpus, training_rows
+from data.tokens import Encoder
+from evals.load import device_here
+from train.config import Config
+from train.console import quiet_libraries
+from train.loss import token_loss_sum
+from train.model import attach_adapter, checkpoint_activations, load_base, load_tokenizer
+from train.optim import build_optimizer
+from train.session import recipe_of
+from train.settings import load_config
+
+OUT = Path("benchmarks/results/dtype_path.json")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Mean loss per trained token of each step, and the seconds that a step took (median)."""
+
+    losses: list[float]
+    seconds: float
+
+
+def rows_of(config: Config, cache: Path) -> Rows:
+    """The first epoch's rows of a config."""
+    corpus = read_corpus([Source(source.path, source.format) for source in config.data.sources])
+    encoder = Encoder(load_tokenizer(config.model.name_or_path))
+    return training_rows(corpus, encoder, recipe_of(config), 0, cache)[0]
+
+
+def train_curve(config: Config, rows: Rows, steps: int, *, residual_in_float32: bool, dropout_seed: int) -> Curve:
+    """Train `steps` steps of one row each, always on the same rows and from the same adapter."""
+    base = load_base(config.model, config.quantization, device_here())
+    if residual_in_float32:
+        prepare_model_for_kbit_training(base.model, use_gradient_checkpointing=False)
+    model = attach_adapter(base, config.lora, seed=0)
+    if config.train.gradient_checkpointing:
+        checkpoint_activations(base.model)
+    optimizer = build_optimizer([p for p in model.parameters() if p.requires_grad], config.train)
+    model.train()
+    losses, seconds = [], []
+    for step in range(steps):
+        began = time.perf_counter()
+        torch.manual_seed(1000 * dropout_seed + step)
+        batch = rows.batch([step % len(rows)]).to(device_here())
+        loss = token_loss_sum(base.model, batch) / batch.trained_tokens
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+        seconds.append(time.perf_counter() - began)
+    return Curve(losses, sorted(seconds)[len(seconds) // 2])
+
+
+def distance(a: Curve, b: Curve) -> float:
+    """Root mean square difference of two loss curves."""
+    pairs = zip(a.losses, b.losses, strict=True)
+    return math.sqrt(sum((x - y) ** 2 for x, y in pairs) / len(a.losses))
+
+
+def main() -> int:
+    """Train the three curves, print and save them."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.dtype_path", description=__doc__)
+    parser.add_argument("--config", type=Path, default=Path("configs/demo.yaml"))
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--max-length", type=int, default=512)
+    arguments = parser.parse_args()
+    quiet_libraries()
+    config = load_config(arguments.config, [f"model.max_length={arguments.max_length}"])
+    rows = rows_of(config, Path(".cache/dtype_path"))
+    runs = {"bfloat16": (False, 1), "float32": (True, 1), "bfloat16, other dropout": (False, 2)}
+    curves = {
+        name: train_curve(config, rows, arguments.steps, residual_in_float32=in_float32, dropout_seed=seed)
+        for name, (in_float32, seed) in runs.items()
+    }
+    lean, full, noise = curves.values()
+    result = {
+        "command": f"python -m benchmarks.dtype_path --steps {arguments.steps} --max-length {arguments.max_length}",
+        "torch": torch.__version__,
+        "device": str(device_here()),
+        "curves": {name: asdict(curve) for name, curve in curves.items()},
+        "rms difference of the two types": distance(lean, full),
+        "rms difference of two dropout seeds": distance(lean, noise),
+        "seconds per step, bfloat16 / float32": lean.seconds / full.seconds,
+    }
+    OUT.write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps({key: value for key, value in result.items() if key != "curves"}, indent=2))
+    print(f"wrote {OUT}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -17,11 +17,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from peft import prepare_model_for_kbit_training
 
-from data.dataset import Rows, Source, read_corpus, training_rows
+from data.dataset import Rows, Source, read_corpus, training_rows, validation_rows
 from data.tokens import Encoder
-from evals.load import device_here
+from evals.load import compute_in_float32, device_here
 from train.config import Config
 from train.console import quiet_libraries
 from train.loss import token_loss_sum
@@ -29,26 +30,36 @@ from train.model import attach_adapter, checkpoint_activations, load_base, load_
 from train.optim import build_optimizer
 from train.session import recipe_of
 from train.settings import load_config
+from train.validate import validation_loss
 
 OUT = Path("benchmarks/results/dtype_path.json")
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Mean loss per trained token of each step, and the seconds that a step took (median)."""
+    """One training.
+
+    Attributes:
+        losses: mean loss per trained token of each step, as computed in its own types.
+        seconds: median time of a step.
+        held_out: loss on the held-out records afterwards, computed in float32 for every curve alike.
+    """
 
     losses: list[float]
     seconds: float
+    held_out: float
 
 
-def rows_of(config: Config, cache: Path) -> Rows:
-    """The first epoch's rows of a config."""
+def rows_of(config: Config, cache: Path) -> tuple[Rows, Rows]:
+    """The first epoch's rows of a config, and the held-out ones."""
     corpus = read_corpus([Source(source.path, source.format) for source in config.data.sources])
-    encoder = Encoder(load_tokenizer(config.model.name_or_path))
-    return training_rows(corpus, encoder, recipe_of(config), 0, cache)[0]
+    encoder, recipe = Encoder(load_tokenizer(config.model.name_or_path)), recipe_of(config)
+    return training_rows(corpus, encoder, recipe, 0, cache)[0], validation_rows(corpus, encoder, recipe, cache)
 
 
-def train_curve(config: Config, rows: Rows, steps: int, *, residual_in_float32: bool, dropout_seed: int) -> Curve:
+def train_curve(
+    config: Config, rows: tuple[Rows, Rows], steps: int, *, residual_in_float32: bool, dropout_seed: int
+) -> Curve:
     """Train `steps` steps of one row each, always on the same rows and from the same adapter."""
     base = load_base(config.model, config.quantization, device_here())
     if residual_in_float32:
@@ -62,7 +73,7 @@ def train_curve(config: Config, rows: Rows, steps: int, *, residual_in_float32: 
     for step in range(steps):
         began = time.perf_counter()
         torch.manual_seed(1000 * dropout_seed + step)
-        batch = rows.batch([step % len(rows)]).to(device_here())
+        batch = rows[0].batch([step % len(rows[0])]).to(device_here())
         with torch.autocast(batch.input_ids.device.type, torch.bfloat16, enabled=residual_in_float32):
             loss = token_loss_sum(base.model, batch) / batch.trained_tokens
         loss.backward()
@@ -70,7 +81,9 @@ def train_curve(config: Config, rows: Rows, steps: int, *, residual_in_float32: 
         optimizer.zero_grad()
         losses.append(float(loss.detach()))
         seconds.append(time.perf_counter() - began)
-    return Curve(losses, sorted(seconds)[len(seconds) // 2])
+    compute_in_float32(base.model)
+    held_out = validation_loss(model, rows[1], Accelerator())
+    return Curve(losses, sorted(seconds)[len(seconds) // 2], float("nan") if held_out is None else held_out)
 
 
 def distance(a: Curve, b: Curve) -> float:
@@ -110,6 +123,7 @@ def main() -> int:
         "rms difference of two dropout seeds": distance(lean, noise),
         "mean loss, bfloat16 less float32, and its standard error": mean_difference(lean, full),
         "mean loss, one dropout seed less the other, and its standard error": mean_difference(lean, noise),
+        "held-out loss after training": {name: curve.held_out for name, curve in curves.items()},
         "seconds per step, bfloat16 / float32": lean.seconds / full.seconds,
     }
     OUT.write_text(json.dumps(result, indent=2) + "\n")

@@ -90,9 +90,10 @@ class Report:
     def table(self) -> Table:
         """A line per category, and their sum."""
         columns = ("kept", "held_out", "too_long", "truncated", "tokens", "trained_tokens")
-        table = Table("category", box=SIMPLE_HEAD, padding=(0, 1))
-        for column in columns:
-            table.add_column(column.replace("_", " "), justify="right")
+        table = Table(box=SIMPLE_HEAD, padding=(0, 1))
+        table.add_column("category", min_width=max(map(len, self.categories), default=0))
+        for heading in ("kept", "held out", "too long", "cut", "tokens", "trained"):
+            table.add_column(heading, justify="right")
         for name, line in sorted(self.categories.items(), key=lambda item: -item[1].tokens):
             table.add_row(name, *(f"{getattr(line, column):,}" for column in columns))
         table.add_section()

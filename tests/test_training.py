@@ -234,6 +234,7 @@ def test_the_bfloat16_residual_stream_costs_no_loss(config, tmp_path: Path) -> N
     assert lean.losses[-1] < lean.losses[0] - 0.3
     assert distance(lean, full) < 1.5 * distance(lean, noise)
     assert abs(mean_difference(lean, full)[0]) < 0.01 * lean.losses[0]
+    assert lean.held_out == pytest.approx(full.held_out, rel=0.005)
 
 
 @pytest.mark.parametrize("change", [{"tie_word_embeddings": True}, {"num_key_value_heads": 4, "head_dim": 32}])

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 
 from benchmarks.trl_job import Job, Measured, MemoryMeter, Taken, device_name, installed, shape_of
-from data.dataset import Epochs, Source, read_corpus
+from data.dataset import Epochs
 from data.tokens import Encoder
 from train.allocator import keep_freed_memory
 from train.config import Config
@@ -18,8 +18,8 @@ from train.loop import Parts, train
 from train.model import attach_adapter, checkpoint_activations, load_base, load_tokenizer
 from train.optim import build_optimizer
 from train.parallel import start_processes
+from train.recipe import corpus_of, recipe_of
 from train.schedule import Steps, Topology
-from train.session import recipe_of
 from train.settings import validate
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
@@ -54,7 +54,7 @@ def build_parts(job: Job, accelerator: Accelerator) -> Parts:
 
 def open_rows(config: Config, cache: Path) -> Epochs:
     """The rows of a config, as training sees them."""
-    corpus = read_corpus([Source(s.path, s.format) for s in config.data.sources], config.data.max_rejected)
+    corpus = corpus_of(config)
     tokenizer = load_tokenizer(config.model.name_or_path, config.model.revision)
     return Epochs(corpus, Encoder(tokenizer), recipe_of(config), cache)
 

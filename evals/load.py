@@ -16,8 +16,8 @@ from data.render import PromptFormat
 from data.tokens import Encoder
 from train.config import Config
 from train.model import load_adapter, load_base, load_tokenizer
+from train.recipe import prompt_format_of
 from train.run import open_run
-from train.session import prompt_format_of
 
 MERGE_RECORD = "merge.json"
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 
-from data.dataset import Source, read_corpus, training_rows, validation_rows
+from data.dataset import training_rows, validation_rows
 from data.errors import UserError
 from data.tokens import Encoder, Example
 from evals.divergence import Divergence, compare, predict
@@ -26,9 +26,9 @@ from export.hf_config import write_config, write_generation_config, write_tokeni
 from export.merge import Onto, merge_shards, quantized_weights, read_deltas
 from train.config import Config
 from train.model import load_model_config, load_tokenizer
+from train.recipe import corpus_of, prompt_format_of, recipe_of
 from train.rope import RopeSpec, verify
 from train.run import Run, open_run
-from train.session import prompt_format_of, recipe_of
 
 Say = Callable[[str], None]
 
@@ -101,8 +101,7 @@ def _check(run: Run, config: Config, merged: Path, spec: RopeSpec, say: Say) -> 
 def _documents_to_check(run: Run, config: Config) -> tuple[list[Example], str]:
     """Held-out documents (or, where none is held out, training ones), up to CHECKED_TOKENS trained tokens."""
     encoder = Encoder(load_tokenizer(config.model.name_or_path, config.model.revision))
-    corpus = read_corpus([Source(s.path, s.format) for s in config.data.sources], config.data.max_rejected)
-    recipe = recipe_of(config)
+    corpus, recipe = corpus_of(config), recipe_of(config)
     rows, which = validation_rows(corpus, encoder, recipe, run.cache), "held-out"
     if not len(rows):
         rows, which = training_rows(corpus, encoder, recipe, 0, run.cache)[0], "training"

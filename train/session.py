@@ -6,19 +6,20 @@ import dataclasses
 from typing import Any
 
 from accelerate import Accelerator
+from peft import PeftModel
 
-from data.dataset import Epochs, Recipe, Rows, Source, read_corpus, validation_rows
-from data.render import PROMPT_FORMATS
+from data.dataset import Epochs, Rows, validation_rows
 from data.tokens import Encoder
 from train import track
 from train.attention import check_isolation
 from train.checkpoint import latest, load_checkpoint, prune, save_adapter, save_checkpoint
-from train.config import Config, Data
+from train.config import Config
 from train.console import Board
 from train.loop import Parts, Step, train
-from train.model import attach_adapter, checkpoint_activations, load_base, load_model_config, load_tokenizer
+from train.model import Base, attach_adapter, checkpoint_activations, load_base, load_model_config, load_tokenizer
 from train.optim import build_optimizer
 from train.plan import describe, estimate
+from train.recipe import corpus_of, recipe_of
 from train.rope import RopeSpec
 from train.run import Metrics, Run, claim, record_start, require_same_start
 from train.schedule import Topology, plan_steps
@@ -63,19 +64,43 @@ def run_training(config: Config, accelerator: Accelerator, *, resume: bool) -> N
 def _open(config: Config, run: Run, accelerator: Accelerator, board: Board) -> Session:
     """Cheap checks first: the config against the model's, the data, and only then the weights."""
     model_config, spec = load_model_config(config.model)
-    tokenizer = load_tokenizer(config.model.name_or_path, config.model.revision)
-    corpus = read_corpus([Source(s.path, s.format) for s in config.data.sources], config.data.max_rejected)
-    recipe, encoder, topology = recipe_of(config), Encoder(tokenizer), _topology(config, accelerator)
+    topology = _topology(config, accelerator)
+    epochs, validation = _open_data(config, run, accelerator, topology)
+    plan = estimate(config, model_config)
+    board.say(*epochs.report.lines(), *describe(plan, spec))
+
+    base, model = _open_model(config, accelerator, board)
+    optimizer = build_optimizer([p for p in model.parameters() if p.requires_grad], config.train)
+    checkpoint = latest(run.checkpoints)
+    start = load_checkpoint(checkpoint, model, optimizer) if checkpoint else 0
+    if checkpoint:
+        board.say(f"resuming after step {start} from {checkpoint}")
+
+    limits = config.train.num_train_epochs, config.train.max_steps
+    steps = plan_steps(epochs.size, topology.rows_per_step, *limits)
+    if accelerator.is_main_process:
+        rope = {**dataclasses.asdict(spec), "inv_freq": spec.inv_freq().tolist(), "live_error": base.rope_error}
+        counts = {"steps": steps.total, "rows_per_step": topology.rows_per_step}
+        run.write_json("data.json", epochs.report.to_json())
+        run.write_json("plan.json", {**plan.to_json(), **counts, "rope": rope})
+    parts = Parts(model, optimizer, epochs, steps, topology, config.train, accelerator)
+    return Session(config, run, accelerator, board, parts, validation, spec, start)
+
+
+def _open_data(config: Config, run: Run, accelerator: Accelerator, topology: Topology) -> tuple[Epochs, Rows]:
+    """The rows to train on and the held-out ones; the main process tokenizes, the others read its cache."""
+    encoder = Encoder(load_tokenizer(config.model.name_or_path, config.model.revision))
+    corpus, recipe = corpus_of(config), recipe_of(config)
     require_same_start(run, {source.path: source.sha256 for source in corpus.sources}, topology.rows_per_step)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         record_start(run, config, f"{accelerator.num_processes} x {accelerator.device.type}")
     with accelerator.main_process_first():
-        epochs = Epochs(corpus, encoder, recipe, run.cache)
-        validation = validation_rows(corpus, encoder, recipe, run.cache)
-    plan = estimate(config, model_config)
-    board.say(*epochs.report.lines(), *describe(plan, spec))
+        return Epochs(corpus, encoder, recipe, run.cache), validation_rows(corpus, encoder, recipe, run.cache)
 
+
+def _open_model(config: Config, accelerator: Accelerator, board: Board) -> tuple[Base, PeftModel]:
+    """The base and its adapter, with what can be verified of them verified."""
     base = load_base(config.model, config.quantization, accelerator.device)
     board.say(f"rope verified in the live model: inv_freq within {base.rope_error:.1e} of the closed form")
     model = attach_adapter(base, config.lora, config.train.seed)
@@ -84,48 +109,7 @@ def _open(config: Config, run: Run, accelerator: Accelerator, board: Board) -> S
         board.say(f"packing verified: documents do not see each other ({base.model.config._attn_implementation})")
     if config.train.gradient_checkpointing:
         checkpoint_activations(base.model)
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    optimizer = build_optimizer(trainable, config.train)
-
-    limits = config.train.num_train_epochs, config.train.max_steps
-    steps = plan_steps(epochs.size, topology.rows_per_step, *limits)
-    checkpoint = latest(run.checkpoints)
-    start = load_checkpoint(checkpoint, model, optimizer) if checkpoint else 0
-    if checkpoint:
-        board.say(f"resuming after step {start} from {checkpoint}")
-    if accelerator.is_main_process:
-        run.write_json("data.json", epochs.report.to_json())
-        rope = {**dataclasses.asdict(spec), "inv_freq": spec.inv_freq().tolist(), "live_error": base.rope_error}
-        counts = {"steps": steps.total, "rows_per_step": topology.rows_per_step}
-        run.write_json("plan.json", {**plan.to_json(), **counts, "rope": rope})
-    parts = Parts(model, optimizer, epochs, steps, topology, config.train, accelerator)
-    return Session(config, run, accelerator, board, parts, validation, spec, start)
-
-
-def recipe_of(config: Config) -> Recipe:
-    """The data path's view of a config."""
-    data = config.data
-    return Recipe(
-        data.prompt_format,
-        prompt_format_of(data),
-        config.model.max_length,
-        data.too_long,
-        data.packing,
-        data.validation_fraction,
-        config.train.seed,
-    )
-
-
-def prompt_format_of(data: Data) -> Any:
-    """The named prompt format with the config's own separators and system prompt, where it gives any."""
-    own = {
-        "system": data.system_prompt,
-        "space_probability": data.space_probability,
-        "separator_draw": data.separator_draw,
-    }
-    return dataclasses.replace(
-        PROMPT_FORMATS[data.prompt_format], **{key: value for key, value in own.items() if value is not None}
-    )
+    return base, model
 
 
 def _topology(config: Config, accelerator: Accelerator) -> Topology:

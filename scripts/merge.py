@@ -26,7 +26,7 @@ def main() -> int:
     parser.add_argument("--max-kl", type=float, help=f"mean KL per token that still counts as equal {MAX_KL}")
     arguments = parser.parse_args()
     quiet_libraries()
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     shipped = merge_run(arguments.run, arguments.onto, arguments.dtype, arguments.max_kl, console.print)
     console.print(parity_table(shipped))
     if shipped.verified:

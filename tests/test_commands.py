@@ -179,6 +179,12 @@ def test_a_merge_of_something_else(call, tmp_path: Path) -> None:
     refused(call(scripts.chat.main, tmp_path / "nowhere", "--prompt", "Hi"), "not a run directory")
 
 
+def test_options_and_settings_may_be_mixed(call, config: Path) -> None:
+    shown = call(train.__main__.main, config, "--dry-run", "lora.r=3")
+    assert shown.returncode == 0
+    assert "  r: 3\n" in shown.stdout
+
+
 def test_help_lists_every_setting(call) -> None:
     shown = call(train.__main__.main, "--help")
     assert shown.returncode == 0

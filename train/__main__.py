@@ -21,7 +21,7 @@ from train.settings import load_config
 @exits_on_user_error
 def main() -> int:
     """Read the arguments, then show or run the config."""
-    arguments = _parser().parse_args()
+    arguments = _parser().parse_intermixed_args()
     config = load_config(arguments.config, arguments.overrides)
     quiet_libraries()
     if arguments.dry_run:

@@ -110,7 +110,9 @@ def _refuse_bad(reports: Sequence[SourceReport], max_rejected: float, shown: int
         listed = "".join(f"\n     {rejection}" for rejection in rejected[:shown])
         more = f"\n     ... and {len(rejected) - shown} more" if len(rejected) > shown else ""
         share = len(rejected) / read
-        todo = f"mend them, or leave them out with data.max_rejected={min(1.0, share + 0.0005):.3f}"
+        todo = f"mend them, or leave them out with data.max_rejected={share + 0.0005:.3f}"
+        if len(rejected) == read:
+            todo = "write one JSON object a line, in one of the shapes of docs/data.md (data/sample/ shows them)"
         raise UserError(names, f"{len(rejected)} of {read} records cannot be used:{listed}{more}", todo)
 
 
@@ -265,7 +267,17 @@ def _report(corpus: Corpus, records: datasets.Dataset, recipe: Recipe, rows: int
     )
     for record in counted:
         report.add(**dict(record))
+    report.notes += _notes(corpus, report, recipe)
+    return report
+
+
+def _notes(corpus: Corpus, report: Report, recipe: Recipe) -> Iterator[str]:
+    """What a user would want to know, and would not see in the numbers."""
+    if recipe.validation_fraction and not report.total().held_out:
+        yield "no record is held out: there are too few for this data.validation_fraction"
+    labelled = sum("USER:" in turn.response for c in corpus.conversations if c.kind == "chat" for turn in c.turns)
+    if labelled:
+        yield f"{labelled} responses contain `USER:` as text: turns are split at `</s> USER:` only"
     unused = sum(bool(c.system) for c in corpus.conversations)
     if unused and not recipe.prompt_format.takes_system:
-        report.notes.append(f"{recipe.format_name} has no place for the {unused} system prompts: they are left out")
-    return report
+        yield f"{recipe.format_name} has no place for the {unused} system prompts: they are left out"

@@ -104,8 +104,11 @@ def _load_object(line: bytes) -> dict[str, Any]:
         record = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise _UnusableError(f"bytes that are not UTF-8 (at byte {error.start})", "UTF-8 text") from None
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise _UnusableError(f"broken JSON ({error})", "one JSON object on the line") from None
+    except json.JSONDecodeError as error:
+        found = f"broken JSON ({error.msg}, at character {error.pos + 1})"
+        raise _UnusableError(found, "one JSON object on the line") from None
+    except RecursionError:
+        raise _UnusableError("JSON nested too deeply", "one JSON object on the line") from None
     if b"\\ud" in line.lower() and not _is_encodable(record):
         raise _UnusableError("half of a surrogate pair (\\ud800 to \\udfff alone)", "whole Unicode characters")
     if not isinstance(record, dict):

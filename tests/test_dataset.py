@@ -111,6 +111,18 @@ def test_a_format_without_room_for_system_prompts_says_so(tokenizer, tmp_path: P
     assert "1 system prompts: they are left out" in report.notes[0]
 
 
+def test_what_the_numbers_do_not_show_is_said(tokenizer, tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "n.jsonl", [{"instruction": "q", "response": "a\nUSER: b\nASSISTANT: c"}])
+    _, report = training_rows(corpus_of(path), Encoder(tokenizer), recipe(validation_fraction=0.01), 0, tmp_path)
+    assert [note.split(":")[0] for note in report.notes] == ["no record is held out", "1 responses contain `USER"]
+
+
+def test_when_nothing_is_usable_no_share_is_advised(tmp_path: Path) -> None:
+    (tmp_path / "data.csv").write_text("instruction,response\na,b\n")
+    with pytest.raises(UserError, match="one JSON object a line"):
+        corpus_of(tmp_path / "data.csv")
+
+
 def test_unusable_records_stop_the_run_and_are_all_named(tmp_path: Path) -> None:
     good, bad = {"instruction": "q", "response": "a"}, {"instruction": "q"}
     path = write_jsonl(tmp_path / "mixed.jsonl", [good, bad, good, bad])

@@ -208,6 +208,9 @@ def _lora_config(lora: Lora) -> LoraConfig:
 
 def _from_hub(auto: Any, name_or_path: str, **options: Any) -> Any:
     """`auto.from_pretrained`, with what can go wrong said once."""
+    looks_local = name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1
+    if looks_local and not Path(name_or_path).expanduser().is_dir():
+        raise NotAtHandError(name_or_path, "no such directory", "set model.name_or_path to a checkpoint's directory")
     try:
         return auto.from_pretrained(str(Path(name_or_path).expanduser()), **options)
     except (OSError, ImportError, HfHubHTTPError, SafetensorError, ValueError) as error:

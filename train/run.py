@@ -70,9 +70,7 @@ class Run:
         """Write a JSON file under the run directory, whole or not at all."""
         path = self.path / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.name}.partial")
-        aside.write_text(json.dumps(content, indent=2, default=str) + "\n")
-        aside.rename(path)
+        _write_whole(path, json.dumps(content, indent=2, default=str) + "\n")
 
 
 def open_run(path: Path) -> tuple[Run, Config]:
@@ -140,9 +138,7 @@ def require_same_start(run: Run, sources: dict[str, str], rows_per_step: int) ->
 def record_start(run: Run, config: Config, topology: str) -> None:
     """Write what the run is and where it runs."""
     run.path.mkdir(parents=True, exist_ok=True)
-    aside = run.config.with_name(".config.yaml.partial")
-    aside.write_text(config_yaml(config))
-    aside.rename(run.config)
+    _write_whole(run.config, config_yaml(config))
     run.write_json("environment.json", environment(topology))
 
 
@@ -194,15 +190,20 @@ class Metrics:
 
     def __init__(self, path: Path, start: int) -> None:
         kept = [line for line in _lines(path) if json.loads(line)["step"] <= start]
-        aside = path.with_name(f".{path.name}.partial")
-        aside.write_text("".join(kept))
-        aside.rename(path)
+        _write_whole(path, "".join(kept))
         self._path = path
 
     def write(self, record: dict[str, Any]) -> None:
         """Append one object."""
         with self._path.open("a") as file:
             file.write(json.dumps(record) + "\n")
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Write aside, then rename: the file is whole or not there."""
+    aside = path.with_name(f".{path.name}.partial")
+    aside.write_text(text)
+    aside.rename(path)
 
 
 def _lines(path: Path) -> list[str]:

@@ -15,7 +15,8 @@ from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizer
 
 from data.render import PromptFormat, chat_template
 from data.tokens import Encoder
-from train.rope import RopeSpec, with_rope
+from train.rope import RopeSpec
+from train.rope_spelling import legacy_rope_scaling, with_rope, written_theta
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -33,10 +34,16 @@ def write_config(folder: Path, base: PretrainedConfig, spec: RopeSpec, dtype: st
     with_rope(base, spec).save_pretrained(str(folder))
     path = folder / "config.json"
     config: dict[str, Any] = json.loads(path.read_text())
-    for stale in ("quantization_config", "_name_or_path", "_model_name_or_path", "_attn_implementation"):
+    for stale in (
+        "quantization_config",
+        "rope_scaling",
+        "_name_or_path",
+        "_model_name_or_path",
+        "_attn_implementation",
+    ):
         config.pop(stale, None)
-    config |= {"dtype": dtype, "torch_dtype": dtype, "rope_theta": spec.rope_theta, "use_cache": True}
-    legacy = spec.legacy_rope_scaling()
+    config |= {"dtype": dtype, "torch_dtype": dtype, "rope_theta": written_theta(spec), "use_cache": True}
+    legacy = legacy_rope_scaling(spec)
     if legacy:
         config["rope_scaling"] = legacy
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

@@ -27,7 +27,8 @@ from export.merge import Onto, merge_shards, quantized_weights, read_deltas
 from train.config import Config
 from train.model import load_model_config, load_tokenizer
 from train.recipe import corpus_of, prompt_format_of, recipe_of
-from train.rope import RopeSpec, verify
+from train.rope import RopeSpec
+from train.rope_check import verify
 from train.run import Run, open_run
 
 Say = Callable[[str], None]

@@ -21,7 +21,7 @@ from export.merge import as_trained, merge_shards, quantized_weights, read_delta
 from export.ship import merge_run
 from train.config import Config, Quantization
 from train.model import load_base, load_model_config
-from train.rope import verify
+from train.rope_check import verify
 from train.run import Run, open_run
 from train.session import run_training
 

@@ -31,7 +31,9 @@ from data.errors import UserError
 from train.attention import NAME as PACKED_ATTENTION
 from train.config import Lora, Model, Quantization
 from train.lora import use_fused_layers
-from train.rope import RopeSpec, require_window, scaled_spec, verify, with_rope
+from train.rope import RopeSpec
+from train.rope_check import require_window, spec_for, verify
+from train.rope_spelling import with_rope
 
 LLAMA_FAMILY = ("llama", "mistral")
 
@@ -79,8 +81,7 @@ def load_model_config(model: Model, *, offline: bool = False) -> tuple[Pretraine
     if window and model.max_length > window:
         found = f"its layers only see the last {window} tokens, and rows are {model.max_length} long"
         raise UserError(model.name_or_path, found, f"set model.max_length={window}: sliding windows are not supported")
-    scaling = model.rope_scaling
-    spec = scaled_spec(config, scaling.rope_type, scaling.factor, scaling.rope_theta)
+    spec = spec_for(config, model.rope_scaling)
     if not model.allow_beyond_window:
         require_window(spec, model.max_length)
     return with_rope(config, spec), spec

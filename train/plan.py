@@ -9,7 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from train.config import Config
-from train.rope import RopeSpec, table
+from train.rope import RopeSpec
+from train.rope_table import summary
 
 GB = 1e9
 # nf4 with double quantization: 4 bits, 8 bits per 64 weights, 32 bits per 64 * 256.
@@ -79,4 +80,4 @@ def estimate(config: Config, model_config: PretrainedConfig) -> Plan:
 
 def describe(plan: Plan, spec: RopeSpec) -> list[str]:
     """Everything that is known before the weights are loaded."""
-    return [*plan.lines(), *table(spec)]
+    return [*plan.lines(), *summary(spec)]

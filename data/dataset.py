@@ -16,10 +16,12 @@ from typing import Any
 import datasets
 
 from data.errors import UserError
-from data.pack import Batch, collate, pack
+from data.pack import pack
+from data.positions import WindowMix, piece_lengths, skipping
 from data.records import Conversation, Format, Rejection, read_jsonl
 from data.render import PromptFormat, Span, draws, is_random, render, separators
 from data.report import Report, SourceReport
+from data.rows import Positions, Rows
 from data.tokens import NOTHING, Encoder, Example, TooLong, chunks, fit
 
 # Part of every cache key: raise it when the same input would give other rows.
@@ -53,6 +55,8 @@ class Recipe:
 
     Attributes:
         max_length: capacity of a row, in tokens, and the limit of a document.
+        window_mix: a share of plain text that is cut shorter than a row.
+        pose_length: positions of training documents skip ahead, up to this window (data/positions.py).
         validation_fraction: share of the records held out, chosen by a hash of their content.
     """
 
@@ -63,6 +67,13 @@ class Recipe:
     packing: bool = True
     validation_fraction: float = 0.0
     seed: int = 0
+    window_mix: WindowMix | None = None
+    pose_length: int | None = None
+
+    @property
+    def drawn_anew(self) -> bool:
+        """Whether two epochs tokenize differently."""
+        return is_random(self.prompt_format) or self.window_mix is not None
 
 
 @dataclass(frozen=True)
@@ -123,33 +134,6 @@ def held_out(conversation: Conversation, recipe: Recipe) -> bool:
     return draws(recipe.seed, -1, conversation.key)() < recipe.validation_fraction
 
 
-class Rows:
-    """The packed rows of one epoch: documents in a memory-mapped Arrow file, rows as lists of document indices."""
-
-    def __init__(self, documents: datasets.Dataset, rows: list[list[int]]) -> None:
-        self._documents, self._rows = documents, rows
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def batch(self, rows: Sequence[int]) -> Batch:
-        """The given rows, end to end, as one Batch."""
-        return collate(self.document(index) for row in rows for index in self._rows[row])
-
-    def documents(self) -> Iterator[Example]:
-        """Every document, row by row."""
-        return (self.document(index) for row in self._rows for index in row)
-
-    def origins(self, rows: Sequence[int]) -> list[str]:
-        """Where the documents of the given rows were read from, as `file:line`."""
-        return [str(self._documents[index]["origin"]) for row in rows for index in self._rows[row]]
-
-    def document(self, index: int) -> Example:
-        """One document."""
-        record = self._documents[index]
-        return Example(record["ids"], record["trained"].astype(bool))
-
-
 def training_rows(corpus: Corpus, encoder: Encoder, recipe: Recipe, epoch: int, cache: Path) -> tuple[Rows, Report]:
     """The rows of one epoch, in that epoch's order, and the accounting of it.
 
@@ -158,13 +142,20 @@ def training_rows(corpus: Corpus, encoder: Encoder, recipe: Recipe, epoch: int, 
     """
     chosen = [c for c in corpus.conversations if not held_out(c, recipe)]
     records = _tokenized(corpus, chosen, encoder, recipe, epoch, cache)
-    rows = _pack(records, recipe, epoch)
+    rows = _pack(records, recipe, epoch, _pose(recipe, epoch))
     report = _report(corpus, records, recipe, len(rows))
     if not len(rows):
         names = ", ".join(source.path for source in corpus.sources)
         found = f"no record has a trained token within {recipe.max_length} tokens ({report.total().too_long} too long)"
         raise UserError(names, found, "raise model.max_length, or lower data.validation_fraction")
     return rows, report
+
+
+def _pose(recipe: Recipe, epoch: int) -> Positions | None:
+    reach = recipe.pose_length
+    if reach is None:
+        return None
+    return lambda index, length: skipping(length, reach, draws(recipe.seed, epoch, f"positions/{index}"))
 
 
 class Epochs:
@@ -202,7 +193,7 @@ def _tokenized(
     corpus: Corpus, chosen: Sequence[Conversation], encoder: Encoder, recipe: Recipe, epoch: int, cache: Path
 ) -> datasets.Dataset:
     """One Arrow row per document (and one, without ids, per record that is too long), memory-mapped and cached."""
-    epoch_if_random = epoch if is_random(recipe.prompt_format) else None
+    epoch_if_random = epoch if recipe.drawn_anew else None
     identity = (RENDERER_VERSION, _FEATURES, corpus.fingerprint, encoder.fingerprint, asdict(recipe), epoch_if_random)
     order = hashlib.sha256("".join(c.key for c in chosen).encode()).hexdigest()
     key = hashlib.sha256(repr((identity, order)).encode()).hexdigest()[:16]
@@ -222,7 +213,8 @@ def _documents(conversation: Conversation, encoder: Encoder, recipe: Recipe, epo
     spans = render(conversation, recipe.prompt_format, draws(recipe.seed, epoch, conversation.key))
     whole = encoder.encode(spans)
     if conversation.kind == "text":
-        for index, piece in enumerate(chunks(whole, recipe.max_length)):
+        lengths = piece_lengths(recipe.max_length, recipe.window_mix, draws(recipe.seed, epoch, conversation.key))
+        for index, piece in enumerate(chunks(whole, lengths)):
             yield _record(conversation, spans, piece, "continued" if index else "kept")
         return
     document = fit(whole, recipe.max_length, recipe.too_long)
@@ -245,7 +237,7 @@ def _record(conversation: Conversation, spans: tuple[Span, ...], document: Examp
     }
 
 
-def _pack(records: datasets.Dataset, recipe: Recipe, epoch: int) -> Rows:
+def _pack(records: datasets.Dataset, recipe: Recipe, epoch: int, positions: Positions | None = None) -> Rows:
     lengths = [int(length) for length in records["tokens"]]
     usable = [index for index, length in enumerate(lengths) if length]
     random.Random(f"{recipe.seed}/{epoch}/documents").shuffle(usable)  # decides between documents of equal length
@@ -255,7 +247,7 @@ def _pack(records: datasets.Dataset, recipe: Recipe, epoch: int) -> Rows:
     else:
         rows = [[index] for index in usable]
     random.Random(f"{recipe.seed}/{epoch}/rows").shuffle(rows)
-    return Rows(records, rows)
+    return Rows(records, rows, positions)
 
 
 def _report(corpus: Corpus, records: datasets.Dataset, recipe: Recipe, rows: int) -> Report:

@@ -72,12 +72,12 @@ class Batch:
         return Batch(ids, labels, positions, self.boundaries)
 
 
-def collate(documents: Iterable[Example]) -> Batch:
-    """Concatenate documents into one Batch."""
+def collate(documents: Iterable[Example], positions: Sequence[np.ndarray] | None = None) -> Batch:
+    """Concatenate documents into one Batch; each document's positions are 0, 1, ... unless they are given."""
     documents = list(documents)
     ids = np.concatenate([document.ids for document in documents]).astype(np.int64)
     trained = np.concatenate([document.trained for document in documents])
-    positions = np.concatenate([np.arange(len(document)) for document in documents])
+    places = np.concatenate(positions or [np.arange(len(document)) for document in documents])
     boundaries = np.cumsum([0, *(len(document) for document in documents)]).tolist()
-    rows = (torch.from_numpy(a)[None] for a in (ids, np.where(trained, ids, IGNORED), positions))
+    rows = (torch.from_numpy(a)[None] for a in (ids, np.where(trained, ids, IGNORED), places))
     return Batch(*rows, boundaries=tuple(boundaries))

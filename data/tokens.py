@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -125,11 +125,16 @@ def fit(example: Example, max_length: int, too_long: TooLong) -> Example | None:
     return example if example.trained.any() else None
 
 
-def chunks(example: Example, max_length: int) -> list[Example]:
-    """A plain text cut into consecutive documents of at most `max_length` tokens; one-token ends are left out."""
-    cuts = range(0, len(example), max_length)
-    pieces = [(example.ids[cut : cut + max_length], example.trained[cut : cut + max_length]) for cut in cuts]
-    return [_untrained_first(ids, trained) for ids, trained in pieces if len(ids) > 1]
+def chunks(example: Example, lengths: Iterator[int]) -> list[Example]:
+    """A plain text cut into consecutive documents of the given lengths; one-token ends are left out."""
+    pieces: list[Example] = []
+    start = 0
+    while start < len(example):
+        end = start + next(lengths)
+        if len(example.ids[start:end]) > 1:
+            pieces.append(_untrained_first(example.ids[start:end], example.trained[start:end]))
+        start = end
+    return pieces
 
 
 def _untrained_first(ids: np.ndarray, trained: np.ndarray) -> Example:

@@ -15,7 +15,7 @@ from data.errors import UserError
 from data.render import PromptFormat
 from data.tokens import Encoder
 from train.config import Config
-from train.model import load_adapter, load_base, load_tokenizer
+from train.model import load_adapter, load_base, load_tokenizer, require_same_rope
 from train.recipe import prompt_format_of
 from train.run import open_run
 
@@ -83,6 +83,7 @@ def live_model(config: Config, adapter: Path, device: torch.device) -> PreTraine
     """The quantized base with its adapter, the weights as they were trained, computing in float32."""
     inference = config.model.model_copy(update={"attn_implementation": "sdpa"})
     base = load_base(inference, config.quantization, device)
+    require_same_rope(base, adapter)
     model = load_adapter(base, adapter)
     compute_in_float32(base.model)
     model.eval()

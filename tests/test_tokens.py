@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 
 import numpy as np
@@ -89,7 +90,7 @@ def test_truncation_cuts_the_end_and_drops_what_has_no_answer_left() -> None:
 def test_long_text_is_cut_into_chunks_that_lose_at_most_one_token() -> None:
     encoder = ENCODERS["sentencepiece"]
     whole = encoder.encode((Span("rope " * 50, trained=True),))
-    pieces = chunks(whole, 16)
+    pieces = chunks(whole, itertools.repeat(16))
     assert np.concatenate([piece.ids for piece in pieces]).tolist() == whole.ids[: sum(map(len, pieces))].tolist()
     assert len(whole) - sum(map(len, pieces)) <= 1
     assert all(not piece.trained[0] and piece.trained[1:].all() for piece in pieces)

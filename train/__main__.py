@@ -14,8 +14,8 @@ from train.model import NotAtHandError, load_model_config
 from train.parallel import start_processes
 from train.plan import describe, estimate
 from train.run import config_yaml
-from train.session import run_training
-from train.settings import load_config
+from train.settings import load_config, stage_configs
+from train.stages import run_whole
 
 
 @exits_on_user_error
@@ -29,7 +29,7 @@ def main() -> int:
     else:
         keep_freed_memory()
         try:
-            run_training(config, start_processes(), resume=arguments.resume)
+            run_whole(config, start_processes(), resume=arguments.resume)
         except KeyboardInterrupt:
             todo = "start again with --resume to continue from the newest checkpoint"
             raise UserError(str(config.run_dir), "interrupted", todo) from None
@@ -43,11 +43,14 @@ def show(config: Config) -> None:
     for source in config.data.sources:
         if not source.path.is_file():
             board.warn(f"{source.path}: no such file yet")
-    try:
-        model_config, spec = load_model_config(config.model, offline=True)
-        board.say(*describe(estimate(config, model_config), spec))
-    except NotAtHandError as error:
-        board.warn(f"{error.where} is not on this machine yet: memory and rope cannot be planned")
+    for stage in stage_configs(config) or [config]:
+        if stage is not config:
+            board.say(f"{stage.run_dir.name}:")
+        try:
+            model_config, spec = load_model_config(stage.model, offline=True)
+            board.say(*describe(estimate(stage, model_config), spec))
+        except NotAtHandError as error:
+            board.warn(f"{error.where} is not on this machine yet: memory and rope cannot be planned")
     board.say("the config is valid; nothing was run (--dry-run)")
 
 

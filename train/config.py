@@ -126,6 +126,10 @@ class Lora(Section):
     """`all-linear` (every linear layer but lm_head), or a list of module names."""
     init_from: Path | None = None
     """A run (or adapter) directory to start from; null starts anew."""
+    init_from_other_rope: bool = False
+    """Accept that it learned other positions, as a stage does that stretches further."""
+    modules_to_save: tuple[Literal["embed_tokens", "norm"], ...] = ()
+    """Also train these in full, in float32: [embed_tokens, norm] for windows stretched 8x and more (LongLoRA)."""
 
 
 class DataSource(Section):
@@ -156,6 +160,12 @@ class Data(Section):
     """Several records in a row; they do not see each other."""
     validation_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.02
     """Share of the records held out, chosen by a hash of their content."""
+    short_length: PositiveInt | None = None
+    """Mixed windows: a share of plain text is cut to this length (the original window), to spare short contexts."""
+    short_share: Probability = 0.0
+    """That share, in tokens."""
+    pose_length: PositiveInt | None = None
+    """PoSE: positions of training documents skip ahead, up to this window, to teach long ones with short rows."""
     max_rejected: Probability = 0.0
     """Share of unusable records that is tolerated; above it the run does not start."""
 
@@ -165,6 +175,12 @@ class Data(Section):
         if isinstance(value, str):
             value = [value]
         return [{"path": v} if isinstance(v, str) else v for v in value] if isinstance(value, list) else value
+
+    @model_validator(mode="after")
+    def _mix_has_both(self) -> Data:
+        if (self.short_length is None) != (self.short_share == 0.0):
+            raise ValueError("short_length and short_share go together: give both or neither")
+        return self
 
     @field_validator("prompt_format")
     @classmethod
@@ -215,6 +231,21 @@ class Train(Section):
     """Steps between evaluations on the held-out records; null: only at the end."""
 
 
+class Stage(Section):
+    """One stage of a run: its name, and the settings that differ from the run's own."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")]
+    """Names its directory."""
+    model: dict[str, Any] = {}
+    """Such as max_length and rope_scaling."""
+    lora: dict[str, Any] = {}
+    """Such as lora_dropout; r and lora_alpha must stay."""
+    data: dict[str, Any] = {}
+    """Such as sources."""
+    train: dict[str, Any] = {}
+    """Such as learning_rate and max_steps."""
+
+
 class Config(Section):
     """A whole run."""
 
@@ -227,6 +258,23 @@ class Config(Section):
     lora: Lora = Lora()
     data: Data
     train: Train = Train()
+    stages: tuple[Stage, ...] = ()
+    """Parts in order, each starting from the adapter before: {name, and what differs: model, lora, data, train}."""
+
+    @model_validator(mode="after")
+    def _positions_can_skip(self) -> Config:
+        if self.data.pose_length and self.model.attn_implementation != "auto":
+            raise ValueError(
+                "data.pose_length needs model.attn_implementation: auto (others take a skip for a boundary)"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _stages_have_names_of_their_own(self) -> Config:
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) < len(names):
+            raise ValueError(f"stages need different names, not {', '.join(names)}")
+        return self
 
     @field_validator("report_to", mode="before")
     @classmethod

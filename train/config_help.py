@@ -38,8 +38,7 @@ def _section_lines(section: type[BaseModel], prefix: str, depth: int) -> list[st
     lines: list[str] = []
     for name, field in section.model_fields.items():
         indent, inner = "  " * depth, section_of(field.annotation)
-        is_list = prefix + name in _REQUIRED
-        if inner and not is_list:
+        if inner and not _is_list(field):
             lines += ["" if depth == 0 else None, f"{indent}# {inner.__doc__}", f"{indent}{name}:"]  # type: ignore[list-item]
             lines += _section_lines(inner, f"{prefix}{name}.", depth + 1)
         else:
@@ -51,12 +50,16 @@ def _help_lines(section: type[BaseModel], prefix: str) -> list[str]:
     lines: list[str] = []
     for name, field in section.model_fields.items():
         key, inner = prefix + name, section_of(field.annotation)
-        if inner and key not in _REQUIRED:
+        if inner and not _is_list(field):
             lines += ["", f"{key}: {inner.__doc__}", *_help_lines(inner, f"{key}.")]
         else:
             default = "required" if field.is_required() else f"default {_yaml(_default(key, field))}"
             lines += [f"  {key}  ({default})", f"      {_meaning(field)}"]
     return lines
+
+
+def _is_list(field: FieldInfo) -> bool:
+    return get_origin(field.annotation) is tuple
 
 
 def _meaning(field: FieldInfo) -> str:

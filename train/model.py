@@ -155,7 +155,10 @@ def attach_adapter(base: Base, lora: Lora, seed: int) -> PeftModel:
 
 
 def _continue_adapter(base: Base, lora: Lora, run: Path) -> PeftModel:
-    model = load_adapter(base, adapter_dir(run), trainable=True, lora_dropout=lora.lora_dropout)
+    folder = adapter_dir(run)
+    if not lora.init_from_other_rope:
+        require_same_rope(base, folder)
+    model = load_adapter(base, folder, trainable=True, lora_dropout=lora.lora_dropout)
     saved = model.peft_config["default"]
     assert isinstance(saved, LoraConfig)
     if (saved.r, saved.lora_alpha) != (lora.r, lora.lora_alpha):
@@ -164,23 +167,31 @@ def _continue_adapter(base: Base, lora: Lora, run: Path) -> PeftModel:
     return model
 
 
+def require_same_rope(base: Base, folder: Path) -> None:
+    """Refuse an adapter that learned other positions than the base is loaded with.
+
+    Raises:
+        UserError: so it is, or the folder has no rope.json.
+    """
+    spec = RopeSpec.load(folder)
+    if spec != base.rope:
+        found = f"it was trained with {spec}, and the base is loaded with {base.rope}"
+        raise UserError(str(folder), found, "give both the same model.rope_scaling (or lora.init_from_other_rope=true)")
+
+
 def adapter_dir(run: Path) -> Path:
     """The adapter of a run directory, or the directory itself where it is one."""
     return run / "adapter" if (run / "adapter").is_dir() else run
 
 
 def load_adapter(base: Base, folder: Path, *, trainable: bool = False, lora_dropout: float | None = None) -> PeftModel:
-    """The base with a trained adapter (at another dropout, if given), after checking that both have the same rope.
+    """The base with a trained adapter (at another dropout, if given), whatever rope it has.
 
     Raises:
-        UserError: the folder holds no adapter, or its rope differs from the base's.
+        UserError: the folder holds no adapter.
     """
     config = use_fused_layers(_saved_lora_config(folder))
     config.lora_dropout = config.lora_dropout if lora_dropout is None else lora_dropout
-    spec = RopeSpec.load(folder)
-    if spec != base.rope:
-        found = f"it was trained with {spec}, and the base is loaded with {base.rope}"
-        raise UserError(str(folder), found, "give both the same model.rope_scaling")
     return PeftModel.from_pretrained(
         base.model, str(folder), config=config, is_trainable=trainable, autocast_adapter_dtype=True
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from data.dataset import Corpus, Recipe, Source, read_corpus
+from data.positions import WindowMix
 from data.render import PROMPT_FORMATS, PromptFormat
 from train.config import Config, Data
 
@@ -21,6 +22,7 @@ def corpus_of(config: Config) -> Corpus:
 def recipe_of(config: Config) -> Recipe:
     """The data path's view of a config."""
     data = config.data
+    mix = WindowMix(data.short_length, data.short_share) if data.short_length else None
     return Recipe(
         data.prompt_format,
         prompt_format_of(data),
@@ -29,6 +31,8 @@ def recipe_of(config: Config) -> Recipe:
         data.packing,
         data.validation_fraction,
         config.train.seed,
+        mix,
+        data.pose_length,
     )
 
 

@@ -78,7 +78,7 @@ class RopeSpec:
         """The scaled frequencies in float64, radians per position, shape (head_dim / 2,).
 
         Args:
-            length: tokens of the row, for the methods that look at it (`dynamic`, `longrope`); None: the extended window.
+            length: tokens of the row, for methods that look at it (`dynamic`, `longrope`); None: the extended window.
         """
         return _METHODS[self.rope_type](self, self.max_position_embeddings if length is None else length)
 
@@ -136,7 +136,7 @@ def _default(spec: RopeSpec, length: int) -> torch.Tensor:
 
 
 def _linear(spec: RopeSpec, length: int) -> torch.Tensor:
-    """f_i / s: position interpolation; dividing positions is dividing frequencies (Chen et al., arXiv 2306.15595, eq. 3)."""
+    """f_i / s: position interpolation; dividing positions divides them (Chen et al., arXiv 2306.15595, eq. 3)."""
     return spec.unscaled_inv_freq() / spec.factor
 
 
@@ -153,14 +153,14 @@ def _ntk(spec: RopeSpec, length: int) -> torch.Tensor:
 
 
 def _dynamic(spec: RopeSpec, length: int) -> torch.Tensor:
-    """NTK with a scale that grows with the row's length n: s n / L - (s - 1) beyond L (emozilla, 2023; as transformers)."""
+    """NTK with a scale that grows with the row: s n / L - (s - 1) for n > L tokens (emozilla, 2023)."""
     reach = max(length, spec.original_max_position_embeddings) / spec.original_max_position_embeddings
     scale = spec.factor * reach - (spec.factor - 1.0)
     return frequencies(ntk_theta(spec.rope_theta, scale, spec.head_dim), spec.head_dim)
 
 
 def _theta(spec: RopeSpec, length: int) -> torch.Tensor:
-    """Another base frequency (CodeLlama, arXiv 2308.12950; "adjusted base frequency", Xiong et al., arXiv 2309.16039)."""
+    """Another base frequency (CodeLlama, arXiv 2308.12950; as "ABF" in Xiong et al., arXiv 2309.16039)."""
     return frequencies(spec.new_theta or spec.rope_theta, spec.head_dim)
 
 

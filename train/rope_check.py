@@ -113,7 +113,7 @@ def _largest_error(name: str, module: torch.nn.Module, spec: RopeSpec) -> float:
     if buffer.dtype not in (torch.float32, torch.float64):
         todo = "load the model with dtype= and do not cast it afterwards: positions in half precision collide"
         raise UserError(name, f"its frequencies are in {buffer.dtype}", todo)
-    # Short rows before and after: methods that look at the row's length keep a state, which is so cleared and left clean.
+    # Short rows before and after: methods that look at the row's length keep a state, so cleared and left clean.
     short = spec.original_max_position_embeddings - 1
     return max(_error_at(name, module, spec, length) for length in (short, spec.max_position_embeddings, short))
 

@@ -4,6 +4,7 @@ config.yaml        the resolved config            environment.json   versions, g
 data.json          the accounting of the data     plan.json          memory, steps and rope before the start
 metrics.jsonl      one object per step            checkpoints/       step-NNNNNN, newest last
 adapter/           the result                     evals/, merged/    what later commands add
+stages/            a directory like this one for each stage, where a run has stages
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import yaml
 
 from data.errors import UserError
 from train.config import Config
-from train.settings import validate
+from train.settings import final_config, validate
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "tokenizers", "safetensors")
 # These change neither the data nor the numbers of a run, so they may differ when it is resumed.
@@ -57,6 +58,11 @@ class Run:
         return self.path / "adapter"
 
     @property
+    def stages(self) -> Path:
+        """A run directory for each stage, where there are stages."""
+        return self.path / "stages"
+
+    @property
     def merged(self) -> Path:
         """The merged model (export/merge.py)."""
         return self.path / "merged"
@@ -74,7 +80,7 @@ class Run:
 
 
 def open_run(path: Path) -> tuple[Run, Config]:
-    """A finished run and its config.
+    """A finished run and its config (the last stage's settings, where it had stages).
 
     Raises:
         UserError: not a run directory, or one without an adapter.
@@ -85,7 +91,7 @@ def open_run(path: Path) -> tuple[Run, Config]:
     if not run.adapter.is_dir():
         todo = "finish it: accelerate launch -q -m train CONFIG --resume"
         raise UserError(str(path), "this run has not finished (no adapter/)", todo)
-    return run, read_config(run)
+    return run, final_config(read_config(run))
 
 
 def read_config(run: Run) -> Config:
@@ -102,7 +108,7 @@ def claim(config: Config, resume: bool) -> Run:
     run = Run(config.run_dir)
     if run.config.is_file():
         _require_same(run, config)
-        started = run.adapter.is_dir() or any(run.checkpoints.glob("step-*"))
+        started = run.adapter.is_dir() or run.stages.is_dir() or any(run.checkpoints.glob("step-*"))
         if started and not resume:
             todo = "pass --resume to continue it, choose another run_dir, or remove the directory"
             raise UserError(str(run.path), "this run has already made progress here", todo)

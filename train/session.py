@@ -8,7 +8,8 @@ from typing import Any
 from accelerate import Accelerator
 from peft import PeftModel
 
-from data.dataset import Epochs, Rows, validation_rows
+from data.dataset import Epochs, validation_rows
+from data.rows import Rows
 from data.tokens import Encoder
 from train import track
 from train.attention import check_isolation

@@ -37,6 +37,33 @@ def validate(settings: dict[str, Any], where: str) -> Config:
         raise UserError(where, found, "`python -m train --help` lists every key") from None
 
 
+def stage_configs(config: Config) -> list[Config]:
+    """A config for each stage: the run's own with the stage's changes, starting from the adapter of the one before.
+
+    Raises:
+        UserError: a stage's settings are wrong; its name is given.
+    """
+    own = config.model_dump(mode="json", exclude={"stages"})
+    configs: list[Config] = []
+    for number, stage in enumerate(config.stages, start=1):
+        settings = merge(own, stage.model_dump(exclude={"name"}))
+        settings["run_dir"] = str(config.run_dir / "stages" / f"{number}-{stage.name}")
+        if configs:
+            settings["lora"] |= {"init_from": str(configs[-1].run_dir), "init_from_other_rope": True}
+        configs.append(validate(settings, f"stage {stage.name}"))
+    return configs
+
+
+def final_config(config: Config) -> Config:
+    """The settings that a finished run's adapter was last trained with."""
+    stages = stage_configs(config)
+    if not stages:
+        return config
+    start = {"init_from": config.lora.init_from, "init_from_other_rope": config.lora.init_from_other_rope}
+    lora = stages[-1].lora.model_copy(update=start)
+    return stages[-1].model_copy(update={"run_dir": config.run_dir, "lora": lora})
+
+
 def read_settings(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The nested mapping of a YAML file, on top of those it extends."""
     if path.resolve() in seen:

@@ -6,7 +6,7 @@ import torch
 from accelerate import Accelerator
 from peft import PeftModel
 
-from data.dataset import Rows
+from data.rows import Rows
 from train.loss import token_loss_sum
 from train.parallel import sum_numbers
 

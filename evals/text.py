@@ -1,0 +1,119 @@
+"""Real text to measure on: documents by name, cut into rows of tokens that are the same for every model.
+
+Without a text of the user's own it is the standard library's source, the part that no recipe here trains on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data.errors import UserError
+from evals.stdlib_text import Document, documents, held_out
+
+SUFFIXES = (".txt", ".raw", ".md", ".jsonl")
+
+
+@dataclass(frozen=True)
+class Text:
+    """Documents and where they came from."""
+
+    source: str
+    documents: tuple[Document, ...]
+
+    @property
+    def sha256(self) -> str:
+        """Hash of every name and text."""
+        digest = hashlib.sha256()
+        for document in self.documents:
+            digest.update(f"{document.name}\0{document.text}\0".encode())
+        return digest.hexdigest()
+
+
+def read_text(path: Path | None) -> Text:
+    """The documents of a file (.txt, or .jsonl with `text`), of a directory of such, or the held-out standard library.
+
+    Raises:
+        UserError: there is no such file, or nothing in it.
+    """
+    if path is None:
+        return Text("Python standard library source, held-out files", tuple(d for d in documents() if held_out(d.name)))
+    if not path.exists():
+        raise UserError(str(path), "no such file", "give --text a .txt or .jsonl file, or a directory of them")
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES)
+    found = tuple(document for file in files for document in _read_file(file) if document.text.strip())
+    if not found:
+        raise UserError(str(path), "no text in it", f"give --text a file or directory of {', '.join(SUFFIXES)}")
+    return Text(str(path), found)
+
+
+def _read_file(path: Path) -> list[Document]:
+    try:
+        content = path.read_text()
+        if path.suffix != ".jsonl":
+            return [Document(str(path), content)]
+        lines = enumerate(content.splitlines(), start=1)
+        return [Document(f"{path}:{n}", str(json.loads(line)["text"])) for n, line in lines if line.strip()]
+    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+        found = f"not readable as text ({type(error).__name__}: {error})"
+        raise UserError(str(path), found, 'give plain UTF-8 text, or one {"text": ...} a line') from None
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Long rows of tokens from a text.
+
+    Attributes:
+        rows: int64 arrays of equal length.
+        documents: for each row the number of the document it comes from (bootstrap resamples these).
+        joined: whether documents had to be joined end to end, because too few were long enough.
+    """
+
+    rows: tuple[np.ndarray, ...]
+    documents: tuple[int, ...]
+    joined: bool
+
+
+def long_rows(
+    text: Text, encode: Callable[[str], Sequence[int]], length: int, count: int, fewest_documents: int = 8
+) -> Rows:
+    """Up to `count` rows of `length` tokens, spread evenly over the documents, taken from each one's end.
+
+    Raises:
+        UserError: the whole text is shorter than one row.
+    """
+    encoded = [np.asarray(encode(document.text), dtype=np.int64) for document in text.documents]
+    long_enough = [index for index, ids in enumerate(encoded) if len(ids) >= length]
+    if len(long_enough) >= min(fewest_documents, count):
+        cuts = [_cuts_from_end(encoded[index], length) for index in long_enough]
+        owners = long_enough
+    else:
+        whole = np.concatenate(encoded)
+        if len(whole) < length:
+            found = f"{len(whole)} tokens in all, and a row needs {length}"
+            raise UserError(text.source, found, "give a longer --text, or a smaller --max-context")
+        cuts = [[piece] for piece in _cuts_from_end(whole, length)]
+        owners = list(range(len(cuts)))
+    rows, documents = _round_robin(cuts, owners, count)
+    return Rows(tuple(rows), tuple(documents), joined=owners is not long_enough)
+
+
+def _cuts_from_end(ids: np.ndarray, length: int) -> list[np.ndarray]:
+    return [ids[end - length : end] for end in range(len(ids), length - 1, -length)]
+
+
+def _round_robin(cuts: list[list[np.ndarray]], owners: list[int], count: int) -> tuple[list[np.ndarray], list[int]]:
+    """One row of each document, then a second of each that has one, and so on: many documents rather than long ones."""
+    rows: list[np.ndarray] = []
+    documents: list[int] = []
+    for turn in range(max(map(len, cuts))):
+        for pieces, owner in zip(cuts, owners, strict=True):
+            if turn < len(pieces) and len(rows) < count:
+                rows.append(pieces[turn])
+                documents.append(owner)
+    return rows, documents

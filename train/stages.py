@@ -1,0 +1,56 @@
+"""One run in several stages: long plain text first, then instructions, each from the adapter before it.
+
+A stage is the run's config with some settings changed, trained in a directory of its own under `stages/`. So each can
+be resumed at any step, and the run as a whole with it: a finished stage has its adapter, and is passed over.
+"""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+from accelerate import Accelerator
+
+from train.config import Config
+from train.console import Board
+from train.run import Run, claim, record_start
+from train.session import run_training
+from train.settings import stage_configs
+
+
+def run_whole(config: Config, accelerator: Accelerator, *, resume: bool) -> None:
+    """Train a config: its stages one after the other where it has any.
+
+    Raises:
+        UserError: as `run_training`; settings of all stages are checked before the first begins.
+    """
+    stages = stage_configs(config)
+    if not stages:
+        run_training(config, accelerator, resume=resume)
+        return
+    board = Board(visible=accelerator.is_main_process)
+    run = claim(config, resume)
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        record_start(run, config, f"{accelerator.num_processes} x {accelerator.device.type}")
+    for number, (stage, settings) in enumerate(zip(config.stages, stages, strict=True), start=1):
+        board.say(f"stage {number}/{len(stages)} {stage.name}: {_changes(stage.model_dump(exclude={'name'}))}")
+        run_training(settings, accelerator, resume=resume)
+    if accelerator.is_main_process:
+        _publish(Run(stages[-1].run_dir), run)
+    accelerator.wait_for_everyone()
+    board.say(f"done, all {len(stages)} stages: the adapter is in {run.adapter}")
+
+
+def _changes(sections: dict[str, dict[str, Any]]) -> str:
+    changed = [f"{section}.{key}" for section, settings in sections.items() for key in settings]
+    return ", ".join(changed) or "nothing changed"
+
+
+def _publish(last: Run, run: Run) -> None:
+    """The last stage's adapter is the run's; copied aside, then renamed."""
+    aside = run.path / ".adapter.partial"
+    shutil.rmtree(aside, ignore_errors=True)
+    shutil.copytree(last.adapter, aside)
+    shutil.rmtree(run.adapter, ignore_errors=True)
+    aside.rename(run.adapter)

@@ -40,12 +40,12 @@ def show(config: Config) -> None:
     """Print the resolved config, and the plan where the model is at hand."""
     board = Board(visible=True)
     print(config_yaml(config))
-    for source in config.data.sources:
-        if not source.path.is_file():
-            board.warn(f"{source.path}: no such file yet")
     for stage in stage_configs(config) or [config]:
         if stage is not config:
-            board.say(f"{stage.run_dir.name}:")
+            board.say(f"stage {stage.run_dir.name}:")
+        for source in stage.data.sources:
+            if not source.path.is_file():
+                board.warn(f"{source.path}: no such file yet")
         try:
             model_config, spec = load_model_config(stage.model, offline=True)
             board.say(*describe(estimate(stage, model_config), spec))

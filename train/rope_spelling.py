@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 import numpy as np
@@ -181,13 +181,17 @@ def rope_freqs(spec: RopeSpec) -> np.ndarray | None:
     if spec.rope_type == "longrope" and spec.short_factor != spec.long_factor:
         found = "longrope with different short and long factors"
         raise UserError("GGUF", found, "export another format; one rope_freqs tensor cannot hold both")
-    if spec.rope_type not in ("ntk_by_parts", "llama3", "longrope"):
+    if spec.rope_type not in ("ntk_by_parts", "llama3", "longrope") and not _has_own_betas(spec):
         return None
     return spec.divisors().numpy().astype(np.float32)
 
 
 def gguf_keys(spec: RopeSpec) -> dict[str, Any]:
-    """The metadata of a GGUF file of architecture `llama`.
+    """The metadata of a GGUF file of architecture `llama`; `rope_freqs` is the tensor that some methods need beside it.
+
+    Measured on llama.cpp 0c1e57098 (tests/golden/llama_cpp_rope.json): cos and sin are scaled by `attn_factor`, and
+    with type `yarn` by 0.1 ln s + 1 as well; the yarn_* keys that its own converter writes are not read; a type it does not
+    know ends the process, and `longrope` without its tensors is not scaled.
 
     Raises:
         UserError: `dynamic`, which llama.cpp does not have.
@@ -200,11 +204,20 @@ def gguf_keys(spec: RopeSpec) -> dict[str, Any]:
         "llama.rope.freq_base": written_theta(spec),
         "llama.rope.dimension_count": spec.head_dim,
     }
-    if spec.rope_type in ("linear", "yarn"):
-        keys |= {"llama.rope.scaling.type": spec.rope_type, "llama.rope.scaling.factor": spec.factor}
-    if spec.rope_type == "yarn":
+    if spec.rope_type != "default":
         keys["llama.rope.scaling.original_context_length"] = spec.original_max_position_embeddings
+    attention = spec.attention_scaling()
+    if rope_freqs(spec) is None and spec.rope_type in ("linear", "yarn"):
+        keys |= {"llama.rope.scaling.type": spec.rope_type, "llama.rope.scaling.factor": spec.factor}
+        attention /= replace(spec, attention_factor=None).attention_scaling()  # llama.cpp multiplies with YaRN's own
+    if attention != 1.0:
+        keys["llama.rope.scaling.attn_factor"] = attention
     return keys
+
+
+def _has_own_betas(spec: RopeSpec) -> bool:
+    """YaRN with other ramps than usual: llama.cpp reads no key for them, so they are written as factors."""
+    return spec.rope_type == "yarn" and (spec.beta_fast, spec.beta_slow) != (32.0, 1.0)
 
 
 def _llama_cpp(spec: RopeSpec) -> Spelling:
@@ -215,7 +228,8 @@ def _llama_cpp(spec: RopeSpec) -> Spelling:
     if rope_freqs(spec) is not None:
         return Spelling(program, (f"{keys}; tensor rope_freqs.weight",), "no flag: the factors are in the file")
     flags = {
-        "linear": f"--rope-scaling linear --rope-scale {spec.factor:g}",
+        "linear": f"--rope-scaling linear --rope-scale {spec.factor:g} "
+        f"--override-kv llama.context_length=int:{spec.max_position_embeddings}",
         "yarn": f"--rope-scaling yarn --rope-scale {spec.factor:g} --yarn-orig-ctx "
         f"{spec.original_max_position_embeddings} --yarn-beta-fast {spec.beta_fast:g} "
         f"--yarn-beta-slow {spec.beta_slow:g}",

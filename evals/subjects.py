@@ -1,0 +1,184 @@
+"""What can be measured: a run, its adapter or checkpoints, any directory or GGUF file that holds a model; and controls.
+
+A subject names a model without loading it. Controls answer what the numbers of a trained model alone do not: how good
+is the base without scaling (inside its window), and what does the scaling do before any training?
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from data.errors import UserError
+from data.tokens import Encoder
+from evals.load import compute_in_float32, device_here, live_model
+from evals.scoring import Scorer, TransformersScorer
+from train.config import Config, Model, RopeScaling
+from train.model import keep_weights_unpacked, load_base, load_tokenizer
+from train.rope import RopeSpec
+from train.rope_check import verify
+from train.rope_spelling import read_spec
+from train.run import Run, read_config
+from train.settings import final_config
+
+WEIGHTS = ("*.safetensors", "config.json", "tokenizer*", "rope.json", "adapter_config.json")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to measure.
+
+    Attributes:
+        name: its column in the table.
+        what: what it is, in words.
+        identity: changes when the model's files do.
+        is_control: measured beside the models, to compare with.
+    """
+
+    name: str
+    what: str
+    identity: str
+    open: Callable[[], Scorer]
+    is_control: bool = False
+
+
+def subject_of(path: Path, name: str | None = None) -> Subject:
+    """The subject at a path.
+
+    Raises:
+        UserError: there is no model there.
+    """
+    if path.suffix == ".gguf":
+        return Subject(name or path.name, f"{path} (llama.cpp)", _identity(path), lambda: _open_gguf(path))
+    run = run_of(path)
+    adapter = _adapter(path)
+    if adapter is not None and run is not None:
+        label = name or _label(path, run.path)
+        what = f"nf4 base + {adapter}"
+        return Subject(label, what, _identity(adapter), lambda: _open_adapter(label, run, adapter))
+    if (path / "config.json").is_file():
+        label = name or (_label(path, run.path) if run else path.name)
+        return Subject(label, str(path), _identity(path), lambda: _open_directory(label, path))
+    found = "an adapter outside of its run directory" if adapter else "no model (no run, adapter, config.json or .gguf)"
+    raise UserError(str(path), found, "give a run directory, a model's directory or a .gguf file")
+
+
+def controls_of(run: Run) -> list[Subject]:
+    """The run's base without scaling, and (where it was scaled) with its scaling but untrained."""
+    config = final_config(read_config(run))
+    base = Path(config.model.name_or_path)
+    of_base = _identity(base) if base.is_dir() else f"{base}@{config.model.revision}"
+    plain = config.model_copy(update={"model": config.model.model_copy(update={"rope_scaling": RopeScaling()})})
+    found = [("base", "the nf4 base, unscaled", plain)]
+    if config.model.rope_scaling.rope_type != "default":
+        found.append(("base, scaled", "the nf4 base with the run's scaling, untrained", config))
+    return [
+        Subject(name, what, f"{of_base}/{settings.model.rope_scaling}", _opens_base(name, settings), is_control=True)
+        for name, what, settings in found
+    ]
+
+
+def run_of(path: Path) -> Run | None:
+    """The run directory that a path is, or lies in."""
+    for folder in (path, *path.absolute().parents):
+        if (folder / "config.yaml").is_file() and (folder / "environment.json").is_file():
+            return Run(folder)
+    return None
+
+
+def _adapter(path: Path) -> Path | None:
+    return next((p for p in (path, path / "adapter") if (p / "adapter_config.json").is_file()), None)
+
+
+def _label(path: Path, run: Path) -> str:
+    """The run's name, and what of it."""
+    inside = path.absolute().relative_to(run.absolute()).as_posix()
+    return run.name if inside in (".", "adapter") else f"{run.name}/{inside}"
+
+
+def _identity(path: Path) -> str:
+    """Hash of names, sizes and times of a model's files: cheap, and different whenever they are written anew."""
+    files = [path] if path.is_file() else sorted(p for pattern in WEIGHTS for p in path.glob(pattern))
+    stats = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+    return hashlib.sha256(json.dumps([str(path.absolute()), stats]).encode()).hexdigest()
+
+
+def _open_gguf(path: Path) -> Scorer:
+    from evals.gguf import GgufScorer  # here, because llama.cpp is optional
+
+    return GgufScorer(path)
+
+
+def _open_adapter(name: str, run: Run, adapter: Path) -> Scorer:
+    config = final_config(read_config(run))
+    # A checkpoint or a stage of the run may have learned other positions than its end did: its own rope.json says.
+    model = live_model(config, adapter, device_here())
+    return _scorer(name, model, RopeSpec.load(adapter), config.model)
+
+
+def _opens_base(name: str, config: Config) -> Callable[[], Scorer]:
+    def open_base() -> Scorer:
+        inference = {"attn_implementation": "sdpa", "allow_beyond_window": True}
+        base = load_base(config.model.model_copy(update=inference), config.quantization, device_here())
+        compute_in_float32(base.model)
+        return _scorer(name, base.model.eval(), base.rope, config.model)
+
+    return open_base
+
+
+def _scorer(name: str, model: torch.nn.Module, rope: RopeSpec, settings: Model) -> Scorer:
+    encoder = Encoder(load_tokenizer(settings.name_or_path, settings.revision))
+    window, original = rope.max_position_embeddings, rope.original_max_position_embeddings
+    return TransformersScorer(name, model, encoder, window, original)  # type: ignore[arg-type]
+
+
+def _open_directory(name: str, path: Path) -> Scorer:
+    """A merged, GPTQ, AWQ or any other directory, by plain transformers, with its rope checked against its config."""
+    device = device_here()
+    try:
+        config = AutoConfig.from_pretrained(str(path))
+        quantized = getattr(config, "quantization_config", None) is not None
+        dtype = "auto" if quantized or device.type == "cuda" else torch.float32
+        model = AutoModelForCausalLM.from_pretrained(str(path), dtype=dtype, device_map={"": device}).eval()
+    except (OSError, ValueError, ImportError) as error:
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            str(path), f"cannot be loaded: {first_line}", "give a directory that transformers loads"
+        ) from None
+    keep_weights_unpacked(model)
+    spec = read_spec(config)
+    verify(model, spec)
+    encoder = Encoder(load_tokenizer(str(path)))
+    return TransformersScorer(name, model, encoder, spec.max_position_embeddings, original_window(path, spec))
+
+
+def original_window(path: Path, spec: RopeSpec) -> int:
+    """The window before scaling: from merge.json where there is one (a changed theta hides it in config.json)."""
+    for folder in (path, path.parent / "merged"):
+        if (folder / "merge.json").is_file():
+            return int(json.loads((folder / "merge.json").read_text())["rope"]["original_max_position_embeddings"])
+    return spec.original_max_position_embeddings
+
+
+def windows_of(paths: list[Path]) -> tuple[int, int]:
+    """The smallest original and the largest extended window of the models, read without loading any weights."""
+    found = [_windows(path) for path in paths]
+    return min(original for original, _ in found), max(extended for _, extended in found)
+
+
+def _windows(path: Path) -> tuple[int, int]:
+    adapter = _adapter(path)
+    if adapter is not None:
+        rope = RopeSpec.load(adapter)
+        return rope.original_max_position_embeddings, rope.max_position_embeddings
+    if path.suffix == ".gguf":
+        scorer = _open_gguf(path)
+        return scorer.original_window, scorer.window
+    rope = read_spec(AutoConfig.from_pretrained(str(path)))
+    return original_window(path, rope), rope.max_position_embeddings

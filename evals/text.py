@@ -70,8 +70,9 @@ class Rows:
 
     Attributes:
         rows: int64 arrays of equal length.
-        documents: for each row the number of the document it comes from (bootstrap resamples these).
-        joined: whether documents had to be joined end to end, because too few were long enough.
+        documents: for each row the number of the document it comes from (bootstrap resamples these); where there are
+            only a few documents, of the row itself.
+        joined: whether documents had to be joined end to end, because too few rows fit into single ones.
     """
 
     rows: tuple[np.ndarray, ...]
@@ -79,40 +80,35 @@ class Rows:
     joined: bool
 
 
-def long_rows(
-    text: Text, encode: Callable[[str], Sequence[int]], length: int, count: int, fewest_documents: int = 8
-) -> Rows:
+def long_rows(text: Text, encode: Callable[[str], Sequence[int]], length: int, count: int, fewest: int = 8) -> Rows:
     """Up to `count` rows of `length` tokens, spread evenly over the documents, taken from each one's end.
 
     Raises:
         UserError: the whole text is shorter than one row.
     """
     encoded = [np.asarray(encode(document.text), dtype=np.int64) for document in text.documents]
-    long_enough = [index for index, ids in enumerate(encoded) if len(ids) >= length]
-    if len(long_enough) >= min(fewest_documents, count):
-        cuts = [_cuts_from_end(encoded[index], length) for index in long_enough]
-        owners = long_enough
-    else:
-        whole = np.concatenate(encoded)
-        if len(whole) < length:
-            found = f"{len(whole)} tokens in all, and a row needs {length}"
-            raise UserError(text.source, found, "give a longer --text, or a smaller --max-context")
-        cuts = [[piece] for piece in _cuts_from_end(whole, length)]
-        owners = list(range(len(cuts)))
-    rows, documents = _round_robin(cuts, owners, count)
-    return Rows(tuple(rows), tuple(documents), joined=owners is not long_enough)
+    cuts = {index: pieces for index, ids in enumerate(encoded) if (pieces := _cuts_from_end(ids, length))}
+    joined = sum(map(len, cuts.values())) < min(fewest, count)
+    if joined:
+        cuts = {0: _cuts_from_end(np.concatenate(encoded), length)}
+    if not cuts[next(iter(cuts))]:
+        found = f"{sum(map(len, encoded))} tokens in all, and a row needs {length}"
+        raise UserError(text.source, found, "give a longer --text, or a smaller --max-context")
+    rows, documents = _round_robin(cuts, count)
+    owners = documents if len(set(documents)) >= min(fewest, count) else list(range(len(rows)))
+    return Rows(tuple(rows), tuple(owners), joined)
 
 
 def _cuts_from_end(ids: np.ndarray, length: int) -> list[np.ndarray]:
     return [ids[end - length : end] for end in range(len(ids), length - 1, -length)]
 
 
-def _round_robin(cuts: list[list[np.ndarray]], owners: list[int], count: int) -> tuple[list[np.ndarray], list[int]]:
+def _round_robin(cuts: dict[int, list[np.ndarray]], count: int) -> tuple[list[np.ndarray], list[int]]:
     """One row of each document, then a second of each that has one, and so on: many documents rather than long ones."""
     rows: list[np.ndarray] = []
     documents: list[int] = []
-    for turn in range(max(map(len, cuts))):
-        for pieces, owner in zip(cuts, owners, strict=True):
+    for turn in range(max(map(len, cuts.values()))):
+        for owner, pieces in cuts.items():
             if turn < len(pieces) and len(rows) < count:
                 rows.append(pieces[turn])
                 documents.append(owner)

@@ -29,8 +29,12 @@ TOKENIZER_FILES = (
 )
 
 
-def write_config(folder: Path, base: PretrainedConfig, spec: RopeSpec, dtype: str) -> None:
-    """Write config.json for `dtype` ("float16", ...) with the rope in the new and the legacy spelling."""
+def write_config(folder: Path, base: PretrainedConfig, spec: RopeSpec, dtype: str, *, own_head: bool = False) -> None:
+    """Write config.json for `dtype` ("float16", ...) with the rope in the new and the legacy spelling.
+
+    Args:
+        own_head: the weights have a head of their own, whatever the base's embeddings are tied to.
+    """
     with_rope(base, spec).save_pretrained(str(folder))
     path = folder / "config.json"
     config: dict[str, Any] = json.loads(path.read_text())
@@ -43,6 +47,8 @@ def write_config(folder: Path, base: PretrainedConfig, spec: RopeSpec, dtype: st
     ):
         config.pop(stale, None)
     config |= {"dtype": dtype, "torch_dtype": dtype, "rope_theta": written_theta(spec), "use_cache": True}
+    if own_head:
+        config["tie_word_embeddings"] = False
     legacy = legacy_rope_scaling(spec)
     if legacy:
         config["rope_scaling"] = legacy

@@ -1,4 +1,4 @@
-"""LoRA into a dense base, one shard in memory at a time.
+"""The adapter into a dense base, one shard in memory at a time: LoRA is added, modules trained in full are replaced.
 
 Which base? The adapter was trained against the weights that nf4 stands for, not against the originals. `dequantized`
 merges into what the live model computes with (the weights are quantized and dequantized again on the way, exactly as
@@ -9,7 +9,7 @@ better or worse, but is another model; the parity check says by how much.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -27,6 +27,7 @@ from train.config import Quantization
 Onto = Literal["dequantized", "original"]
 _INDEX = "model.safetensors.index.json"
 _PEFT_PREFIX = "base_model.model."
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 @dataclass(frozen=True)
@@ -41,27 +42,45 @@ class Delta:
         """Shape (out_features, in_features), float32."""
         return self.scaling * (self.b.to(device, torch.float32) @ self.a.to(device, torch.float32))
 
+    def applied_to(self, weight: torch.Tensor) -> torch.Tensor:
+        """The updated weight, float32."""
+        return weight.float() + self.dense(weight.device)
 
-def read_deltas(adapter: Path) -> dict[str, Delta]:
+
+@dataclass(frozen=True)
+class Replacement:
+    """A weight that was trained in full."""
+
+    trained: torch.Tensor
+
+    def applied_to(self, weight: torch.Tensor) -> torch.Tensor:
+        """The trained weight, float32, whatever the base's was."""
+        return self.trained.to(weight.device, torch.float32)
+
+
+Update = Delta | Replacement
+
+
+def read_deltas(adapter: Path) -> dict[str, Update]:
     """The adapter's updates by the name of the weight that each changes.
 
     Raises:
-        UserError: the adapter holds anything but plain LoRA.
+        UserError: the adapter holds anything but plain LoRA and modules trained in full.
     """
     config = LoraConfig.from_pretrained(str(adapter))
     assert isinstance(config, LoraConfig)
     tensors = load_file(adapter / "adapter_model.safetensors")
     scaling = config.lora_alpha / config.r
     names = {name.rsplit(".lora_", 1)[0] for name in tensors if ".lora_" in name}
-    expected = {f"{name}.lora_{half}.weight" for name in names for half in "AB"}
+    in_full = {name for name in tensors if name.endswith(tuple(f"{m}.weight" for m in config.modules_to_save or ()))}
+    expected = in_full | {f"{name}.lora_{half}.weight" for name in names for half in "AB"}
     if expected != set(tensors) or config.use_dora or config.use_rslora or config.rank_pattern or config.alpha_pattern:
         raise UserError(str(adapter), "more than plain LoRA weights", "merge an adapter that this program trained")
-    return {
-        f"{name.removeprefix(_PEFT_PREFIX)}.weight": Delta(
-            tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"], scaling
-        )
-        for name in names
-    }
+    updates: dict[str, Update] = {name.removeprefix(_PEFT_PREFIX): Replacement(tensors[name]) for name in in_full}
+    for name in names:
+        a, b = tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"]
+        updates[f"{name.removeprefix(_PEFT_PREFIX)}.weight"] = Delta(a, b, scaling)
+    return updates
 
 
 def quantized_weights(config: PretrainedConfig) -> frozenset[str]:
@@ -75,7 +94,7 @@ def quantized_weights(config: PretrainedConfig) -> frozenset[str]:
 
 def merge_shards(
     base: Path,
-    deltas: dict[str, Delta],
+    deltas: Mapping[str, Update],
     in_4_bits: frozenset[str],
     quantization: Quantization,
     onto: Onto,
@@ -85,11 +104,14 @@ def merge_shards(
 ) -> Iterator[Path]:
     """Write the merged weights of every shard of `base` to `folder`, under the same names; yields each path.
 
+    Where an embedding that is tied to the head was trained, the head gets a weight of its own beside it: the base's.
+
     Raises:
         UserError: a weight does not fit `dtype`, an update has no weight, or the base has no safetensors.
     """
-    left = set(deltas)
-    for shard in shard_files(base):
+    left, shards = set(deltas), shard_files(base)
+    head_is_embedding = not any(HEAD in _names(shard) for shard in shards)
+    for shard in shards:
         merged: dict[str, torch.Tensor] = {}
         with safe_open(shard, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 (not a dict)
@@ -97,7 +119,9 @@ def merge_shards(
                 if onto == "dequantized":
                     weight = as_trained(weight, quantization, name in in_4_bits)
                 if name in deltas:
-                    weight = weight.float() + deltas[name].dense(device)
+                    if name == EMBEDDING and head_is_embedding:
+                        merged[HEAD] = _cast(weight, dtype, HEAD).cpu()
+                    weight = deltas[name].applied_to(weight)
                     left.discard(name)
                 merged[name] = _cast(weight, dtype, name).cpu()
         save_file(merged, folder / shard.name, metadata={"format": "pt"})
@@ -136,12 +160,18 @@ def shard_files(base: Path) -> list[Path]:
     return [single]
 
 
+def _names(shard: Path) -> list[str]:
+    with safe_open(shard, framework="pt") as tensors:
+        return list(tensors.keys())
+
+
 def _write_index(base: Path, folder: Path) -> None:
     if not (base / _INDEX).is_file():
         return
     index = json.loads((base / _INDEX).read_text())
-    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    index["metadata"] = {"total_size": size}
+    written = [folder / shard.name for shard in shard_files(base)]
+    index["metadata"] = {"total_size": sum(path.stat().st_size for path in written)}
+    index["weight_map"] = {name: path.name for path in written for name in _names(path)}
     (folder / _INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 

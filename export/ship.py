@@ -23,7 +23,7 @@ from data.tokens import Encoder, Example
 from evals.divergence import Divergence, compare, predict
 from evals.load import MERGE_RECORD, device_here, live_model, load_dense
 from export.hf_config import write_config, write_generation_config, write_tokenizer
-from export.merge import Onto, merge_shards, quantized_weights, read_deltas
+from export.merge import EMBEDDING, Onto, merge_shards, quantized_weights, read_deltas
 from train.config import Config
 from train.model import load_model_config, load_tokenizer
 from train.recipe import corpus_of, prompt_format_of, recipe_of
@@ -74,7 +74,7 @@ def merge_run(path: Path, onto: Onto, dtype: str, max_kl: float | None, say: Say
     for shard in shards:
         say(f"merged {shard.name} onto the {onto} base, as {dtype}")
     tokenizer = load_tokenizer(config.model.name_or_path, config.model.revision)
-    write_config(aside, model_config, spec, dtype)
+    write_config(aside, model_config, spec, dtype, own_head=EMBEDDING in deltas)
     write_generation_config(aside, base, tokenizer)
     write_tokenizer(aside, base, tokenizer, prompt_format_of(config.data), spec.max_position_embeddings)
 

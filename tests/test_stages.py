@@ -127,6 +127,9 @@ def test_a_mistake_in_a_later_stage_is_found_before_the_first(staged, tmp_path: 
     wrong = config.stages[1].model_copy(update={"train": {"learning_rat": 1.0}})
     with pytest.raises(UserError, match=r"(?s)stage instructions.*learning_rat: unknown key; did you mean"):
         run(config.model_copy(update={"stages": (config.stages[0], wrong)}))
+    other = config.stages[1].model_copy(update={"lora": {"r": 4}})
+    with pytest.raises(UserError, match=r"stage instructions: lora\.r = 4, and the run has 8"):
+        run(config.model_copy(update={"stages": (config.stages[0], other)}))
     assert not (tmp_path / "run").exists()
 
 

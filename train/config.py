@@ -129,7 +129,7 @@ class Lora(Section):
     init_from_other_rope: bool = False
     """Accept that it learned other positions, as a stage does that stretches further."""
     modules_to_save: tuple[Literal["embed_tokens", "norm"], ...] = ()
-    """Also train these in full, in float32: [embed_tokens, norm] for windows stretched 8x and more (LongLoRA)."""
+    """Also train these in full: [embed_tokens, norm] for windows stretched 8x and more. A tied head keeps the base's."""
 
 
 class DataSource(Section):
@@ -239,7 +239,7 @@ class Stage(Section):
     model: dict[str, Any] = {}
     """Such as max_length and rope_scaling."""
     lora: dict[str, Any] = {}
-    """Such as lora_dropout; r and lora_alpha must stay."""
+    """Such as lora_dropout; r, lora_alpha and modules_to_save must stay."""
     data: dict[str, Any] = {}
     """Such as sources."""
     train: dict[str, Any] = {}

@@ -24,9 +24,9 @@ class Plan:
     Attributes:
         quantized: 4-bit weights of the linear layers.
         dense: embeddings, norms and head in the compute type.
-        adapter: adapter weights, gradients and both AdamW moments, in float32 (8-bit moments: less).
+        adapter: trained weights, gradients and both AdamW moments, in float32 (8-bit moments: less).
         checkpoints: one input per layer and token of a micro-batch (gradient checkpointing).
-        trainable: number of adapter parameters; `total`: of base parameters.
+        trainable: number of trained parameters, of the adapter and of modules trained in full; `total`: of the base's.
     """
 
     quantized: float
@@ -64,7 +64,10 @@ def estimate(config: Config, model_config: PretrainedConfig) -> Plan:
     adapted = [m for name, m in linears.items() if targets == "all-linear" or name.rsplit(".", 1)[-1] in targets]
     quantized = sum(m.weight.numel() for m in linears.values())
     total = sum(p.numel() for p in model.parameters())
+    # By the end of its name, as peft matches: `norm` is every layer's norms and the last one.
+    in_full = [m for name, m in model.named_modules() if name.endswith(config.lora.modules_to_save)]
     trainable = sum(config.lora.r * (m.in_features + m.out_features) for m in adapted)
+    trainable += sum(p.numel() for m in in_full for p in m.parameters())
     moments = 2 if "8bit" in config.train.optim else 8
     tokens = config.train.per_device_train_batch_size * config.model.max_length
     layers = model_config.num_hidden_layers if config.train.gradient_checkpointing else 0

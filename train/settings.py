@@ -51,7 +51,15 @@ def stage_configs(config: Config) -> list[Config]:
         if configs:
             settings["lora"] |= {"init_from": str(configs[-1].run_dir), "init_from_other_rope": True}
         configs.append(validate(settings, f"stage {stage.name}"))
+        _require_same_adapter(config, configs[-1], stage.name)
     return configs
+
+
+def _require_same_adapter(whole: Config, stage: Config, name: str) -> None:
+    for key in ("r", "lora_alpha", "target_modules", "modules_to_save"):
+        if getattr(stage.lora, key) != getattr(whole.lora, key):
+            found = f"lora.{key} = {getattr(stage.lora, key)!r}, and the run has {getattr(whole.lora, key)!r}"
+            raise UserError(f"stage {name}", found, "stages train one adapter: set it for the whole run")
 
 
 def final_config(config: Config) -> Config:

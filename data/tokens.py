@@ -57,6 +57,11 @@ class Encoder:
         self.bos_ids: list[int] = first if first and first[0] == tokenizer.bos_token_id else []
 
     @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer itself, for libraries that encode by their own rules."""
+        return self._tokenizer
+
+    @property
     def fingerprint(self) -> str:
         """Hash of the vocabulary, merges and normalizers: equal fingerprints tokenize equally."""
         backend = getattr(self._tokenizer, "backend_tokenizer", None)

@@ -15,7 +15,7 @@ from data.errors import UserError
 from data.render import PromptFormat
 from data.tokens import Encoder
 from train.config import Config
-from train.model import load_adapter, load_base, load_tokenizer, require_same_rope
+from train.model import Base, load_adapter, load_base, load_tokenizer, require_same_rope
 from train.recipe import prompt_format_of
 from train.run import open_run
 
@@ -79,15 +79,26 @@ def load_dense(path: Path, device: torch.device) -> PreTrainedModel:
         raise UserError(str(path), f"cannot be loaded: {error}", "merge it again") from None
 
 
-def live_model(config: Config, adapter: Path, device: torch.device) -> PreTrainedModel:
-    """The quantized base with its adapter, the weights as they were trained, computing in float32."""
+def live_model(config: Config, adapter: Path, device: torch.device, *, exact: bool = True) -> PreTrainedModel:
+    """The quantized base with its adapter, the weights as they were trained; `exact` computes in float32."""
     inference = config.model.model_copy(update={"attn_implementation": "sdpa"})
     base = load_base(inference, config.quantization, device)
     require_same_rope(base, adapter)
     model = load_adapter(base, adapter)
-    compute_in_float32(base.model)
+    if exact:
+        compute_in_float32(base.model)
     model.eval()
     return base.model
+
+
+def base_model(config: Config, device: torch.device, *, exact: bool = True) -> Base:
+    """The quantized base with the config's rope and no adapter, however long its rows were; else as `live_model`."""
+    inference = {"attn_implementation": "sdpa", "allow_beyond_window": True}
+    base = load_base(config.model.model_copy(update=inference), config.quantization, device)
+    if exact:
+        compute_in_float32(base.model)
+    base.model.eval()
+    return base
 
 
 def compute_in_float32(model: PreTrainedModel) -> None:

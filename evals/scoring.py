@@ -71,11 +71,11 @@ class TransformersScorer:
     def __init__(self, name: str, model: PreTrainedModel, encoder: Encoder, window: int, original_window: int) -> None:
         self.name, self.window, self.original_window = name, window, original_window
         self.bos_ids, self.eos_id = encoder.bos_ids, encoder.eos_id
-        self.model, self._encoder = model, encoder
+        self.model, self.encoder = model, encoder
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text alone, without control tokens."""
-        return self._encoder.text_ids(text)
+        return self.encoder.text_ids(text)
 
     @torch.inference_mode()
     def score(self, rows: Sequence[Sequence[int]], last: int) -> list[Scores]:

@@ -17,10 +17,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from data.errors import UserError
 from data.tokens import Encoder
-from evals.load import compute_in_float32, device_here, live_model
+from evals.load import base_model, device_here, live_model
 from evals.scoring import Scorer, TransformersScorer
 from train.config import Config, Model, RopeScaling
-from train.model import keep_weights_unpacked, load_base, load_tokenizer
+from train.model import keep_weights_unpacked, load_tokenizer
 from train.rope import RopeSpec
 from train.rope_check import verify
 from train.rope_spelling import read_spec
@@ -118,16 +118,19 @@ def _open_gguf(path: Path) -> Scorer:
 def _open_adapter(name: str, run: Run, adapter: Path) -> Scorer:
     config = final_config(read_config(run))
     # A checkpoint or a stage of the run may have learned other positions than its end did: its own rope.json says.
-    model = live_model(config, adapter, device_here())
+    model = live_model(config, adapter, device_here(), exact=_is_exact())
     return _scorer(name, model, RopeSpec.load(adapter), config.model)
+
+
+def _is_exact() -> bool:
+    """A CPU computes in float32; a GPU in the type that was trained in, which is many times faster there."""
+    return device_here().type == "cpu"
 
 
 def _opens_base(name: str, config: Config) -> Callable[[], Scorer]:
     def open_base() -> Scorer:
-        inference = {"attn_implementation": "sdpa", "allow_beyond_window": True}
-        base = load_base(config.model.model_copy(update=inference), config.quantization, device_here())
-        compute_in_float32(base.model)
-        return _scorer(name, base.model.eval(), base.rope, config.model)
+        base = base_model(config, device_here(), exact=_is_exact())
+        return _scorer(name, base.model, base.rope, config.model)
 
     return open_base
 

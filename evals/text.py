@@ -81,16 +81,19 @@ class Rows:
 
 
 def long_rows(text: Text, encode: Callable[[str], Sequence[int]], length: int, count: int, fewest: int = 8) -> Rows:
-    """Up to `count` rows of `length` tokens, spread evenly over the documents, taken from each one's end.
+    """Up to `count` rows of `length` tokens, from as many documents as there are.
+
+    Where a document leaves room, its rows begin at a drawn place: beginnings and ends of files are all alike, and a row
+    that always ends with its file would measure little else.
 
     Raises:
         UserError: the whole text is shorter than one row.
     """
     encoded = [np.asarray(encode(document.text), dtype=np.int64) for document in text.documents]
-    cuts = {index: pieces for index, ids in enumerate(encoded) if (pieces := _cuts_from_end(ids, length))}
+    cuts = {index: pieces for index, ids in enumerate(encoded) if (pieces := _cuts(ids, length, index))}
     joined = sum(map(len, cuts.values())) < min(fewest, count)
     if joined:
-        cuts = {0: _cuts_from_end(np.concatenate(encoded), length)}
+        cuts = {0: _cuts(np.concatenate(encoded), length, 0)}
     if not cuts[next(iter(cuts))]:
         found = f"{sum(map(len, encoded))} tokens in all, and a row needs {length}"
         raise UserError(text.source, found, "give a longer --text, or a smaller --max-context")
@@ -99,8 +102,10 @@ def long_rows(text: Text, encode: Callable[[str], Sequence[int]], length: int, c
     return Rows(tuple(rows), tuple(owners), joined)
 
 
-def _cuts_from_end(ids: np.ndarray, length: int) -> list[np.ndarray]:
-    return [ids[end - length : end] for end in range(len(ids), length - 1, -length)]
+def _cuts(ids: np.ndarray, length: int, seed: int) -> list[np.ndarray]:
+    """Consecutive pieces of `length` tokens, from a place that leaves none out."""
+    first = int(np.random.default_rng(seed).integers(len(ids) % length + 1))
+    return [ids[start : start + length] for start in range(first, len(ids) - length + 1, length)]
 
 
 def _round_robin(cuts: dict[int, list[np.ndarray]], count: int) -> tuple[list[np.ndarray], list[int]]:

@@ -129,7 +129,7 @@ class Lora(Section):
     init_from_other_rope: bool = False
     """Accept that it learned other positions, as a stage does that stretches further."""
     modules_to_save: tuple[Literal["embed_tokens", "norm"], ...] = ()
-    """Also train these in full: [embed_tokens, norm] for windows stretched 8x and more. A tied head keeps the base's."""
+    """Also train these in full, as for windows stretched 8x and more: [embed_tokens, norm]. A tied head is untied."""
 
 
 class DataSource(Section):

@@ -190,8 +190,8 @@ def gguf_keys(spec: RopeSpec) -> dict[str, Any]:
     """The metadata of a GGUF file of architecture `llama`; `rope_freqs` is the tensor that some methods need beside it.
 
     Measured on llama.cpp 0c1e57098 (tests/golden/llama_cpp_rope.json): cos and sin are scaled by `attn_factor`, and
-    with type `yarn` by 0.1 ln s + 1 as well; the yarn_* keys that its own converter writes are not read; a type it does not
-    know ends the process, and `longrope` without its tensors is not scaled.
+    with type `yarn` by 0.1 ln s + 1 as well; the yarn_* keys that its own converter writes are not read; a type that it
+    does not know ends the process, and `longrope` without its tensors is not scaled.
 
     Raises:
         UserError: `dynamic`, which llama.cpp does not have.

@@ -1,17 +1,21 @@
 # make demo    the whole pipeline on a small real model (CPU, a few minutes)
+# make miniature   what longer context needs, measured: a tiny base extended by every method (CPU, under 20 minutes)
 # make test    the test suite
 # make check   ruff and pyright
-# make clean   remove what the demo made (runs/demo); `make clean-all` also .venv and .cache
+# make clean   remove what the demo and the miniature made; `make clean-all` also .venv and .cache
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check setup clean clean-all
+.PHONY: demo miniature test check setup clean clean-all
 
 setup:
 	@$(PYTHON) -m scripts.setup
 
 demo: setup
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/demo.sh
+
+miniature: setup
+	@$(BIN)/python -m benchmarks.miniature
 
 test: setup
 	@$(BIN)/python -m pytest
@@ -20,7 +24,7 @@ check: setup
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
 
 clean:
-	rm -rf runs/demo
+	rm -rf runs/demo runs/miniature
 
 clean-all: clean
 	rm -rf .venv .cache

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.markdown import Markdown
 
 from benchmarks.miniature.base import make_base
-from benchmarks.miniature.claims import Claim, Limits, check
-from benchmarks.miniature.runs import FULL, LINEAR_4, SMALL, Size, configs
+from benchmarks.miniature.claims import Limits, check
+from benchmarks.miniature.runs import FULL, LINEAR_4, SMALL, YARN_4, Size, configs
 from benchmarks.miniature.tuning_data import write_tuning_data
 from data.errors import exits_on_user_error
 from evals.measures import Settings
@@ -51,12 +52,12 @@ def main() -> int:
     return 0 if all(claim.holds for claim in claims) else 1
 
 
-def run(size: Size, folder: Path) -> tuple[list[Measured], dict]:
-    """Make the base and the data, train every run, measure them all beside the controls."""
+def run(size: Size, folder: Path, only: Sequence[str] = ()) -> tuple[list[Measured], dict]:
+    """Make the base and the data, train every run (or `only` some), measure them all beside the controls."""
     base = make_base(size.base)
     tokens = round(1.2 * size.steps * size.tokens_per_step)
     data = write_tuning_data(folder / "data", tokens, 4 * size.window, size.records)
-    wanted = configs(size, base, data, folder)
+    wanted = {name: config for name, config in configs(size, base, data, folder).items() if name in (only or [name])}
     for name, config in wanted.items():
         train(name, config)
     text = read_text(None)
@@ -79,13 +80,9 @@ def train(name: str, config: Config) -> None:
 
 def subjects(wanted: dict[str, Config]) -> list[Subject]:
     """The base and the scaled but untrained base first, then every run."""
-    controls = controls_of(Run(wanted[LINEAR_4].run_dir))
+    furthest = wanted.get(LINEAR_4, wanted[YARN_4])
+    controls = controls_of(Run(furthest.run_dir))
     return [*controls, *(subject_of(config.run_dir, name) for name, config in wanted.items())]
-
-
-def failures(claims: list[Claim]) -> list[str]:
-    """The claims that do not hold, in words."""
-    return [str(claim) for claim in claims if not claim.holds]
 
 
 def _parser() -> argparse.ArgumentParser:

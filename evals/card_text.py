@@ -151,12 +151,18 @@ def _harness(models: Sequence[Model]) -> Iterator[str]:
     if found:
         tasks = sorted({task for _, task in found})
         rows = [[task, *(_accuracy(found.get((m["name"], task))) for m in models)] for task in tasks]
-        yield "## lm-eval\n\nAccuracy with its standard error."
+        yield "## lm-eval\n\nEach task's own measure with its standard error; and how many prompts were cut to fit."
         yield table(["task", *(model["name"] for model in models)], rows)
 
 
-def _accuracy(value: dict[str, float] | None) -> str:
-    return f"{value['acc']:.1%} ± {value['acc_stderr']:.1%}" if value else ""
+def _accuracy(value: dict[str, Any] | None) -> str:
+    if not value:
+        return ""
+    is_share = value["metric"].startswith(("acc", "exact_match"))
+    figures = [value["acc"]] + ([value["acc_stderr"]] if value["acc_stderr"] is not None else [])
+    shown = " ± ".join(f"{figure:.1%}" if is_share else f"{figure:.3g}" for figure in figures)
+    metric = "" if value["metric"] == "acc" else f" ({value['metric']})"
+    return shown + metric + (f", {value['cut']} cut" if value["cut"] else "")
 
 
 def _method(report: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from evals.harness import PREFIX, columns
 from evals.measures import Materials, Settings, Unit, units
 from evals.paired import Paired, key_tokens
 from evals.scoring import Scorer
@@ -39,18 +40,20 @@ class Measured:
         return float(self.results[f"sliding/{context}"]["perplexity"])
 
 
-def evaluate(subjects: Sequence[Subject], text: Text, settings: Settings, kept: Path, say: Say) -> list[Measured]:
-    """Measure every subject; a unit whose result is in the folder `kept` is not measured again.
+def evaluate(
+    subjects: Sequence[Subject], text: Text, settings: Settings, kept: Path, say: Say, more: Sequence[Unit] = ()
+) -> list[Measured]:
+    """Measure every subject, in `more` units too; one whose result is in the folder `kept` is not measured again.
 
     Raises:
         UserError: a model cannot be loaded, or the text is too short.
     """
     kept.mkdir(parents=True, exist_ok=True)
-    return [_measure(subject, text, settings, kept, say) for subject in subjects]
+    todo = [Unit("windows", (), _windows), *units(settings), *more]
+    return [_measure(subject, text, settings, todo, kept, say) for subject in subjects]
 
 
-def _measure(subject: Subject, text: Text, settings: Settings, kept: Path, say: Say) -> Measured:
-    todo = [Unit("windows", (), _windows), *units(settings)]
+def _measure(subject: Subject, text: Text, settings: Settings, todo: list[Unit], kept: Path, say: Say) -> Measured:
     files = {unit.name: kept / f"{_digest(subject, text, unit)}.json" for unit in todo}
     missing = [unit for unit in todo if not files[unit.name].is_file()]
     if missing:
@@ -152,7 +155,8 @@ def to_json(measured: Sequence[Measured], text: Text, settings: Settings) -> dic
                 "window": m.window,
                 "original_window": m.original_window,
                 **concluded[m.subject.name],
-                "measurements": m.results,
+                "measurements": {name: result for name, result in m.results.items() if not name.startswith(PREFIX)},
+                "lm_eval": columns(m.results),
             }
             for m in measured
         ],

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from data.errors import UserError
 from data.tokens import Encoder
+from evals.gguf import GgufScorer
 from evals.load import base_model, device_here, live_model
 from evals.scoring import Scorer, TransformersScorer
 from train.config import Config, Model, RopeScaling
@@ -109,9 +111,7 @@ def _identity(path: Path) -> str:
     return hashlib.sha256(json.dumps([str(path.absolute()), stats]).encode()).hexdigest()
 
 
-def _open_gguf(path: Path) -> Scorer:
-    from evals.gguf import GgufScorer  # here, because llama.cpp is optional
-
+def _open_gguf(path: Path) -> GgufScorer:
     return GgufScorer(path)
 
 
@@ -181,7 +181,7 @@ def _windows(path: Path) -> tuple[int, int]:
         rope = RopeSpec.load(adapter)
         return rope.original_max_position_embeddings, rope.max_position_embeddings
     if path.suffix == ".gguf":
-        scorer = _open_gguf(path)
-        return scorer.original_window, scorer.window
+        with closing(_open_gguf(path)) as scorer:
+            return scorer.original_window, scorer.window
     rope = read_spec(AutoConfig.from_pretrained(str(path)))
     return original_window(path, rope), rope.max_position_embeddings

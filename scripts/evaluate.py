@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from data.errors import UserError, exits_on_user_error
+from evals import harness
 from evals.card_picture import draw_card
 from evals.card_text import markdown
-from evals.measures import Settings, default_contexts
+from evals.measures import Settings, Unit, default_contexts
 from evals.report_card import evaluate, to_json
 from evals.subjects import Subject, controls_of, run_of, subject_of, windows_of
 from evals.text import read_text
@@ -27,11 +29,13 @@ def main() -> int:
     arguments = _parser().parse_args()
     quiet_libraries()
     console = Console(highlight=False, soft_wrap=True)
+    more = _lm_eval_units(arguments)
     subjects = chosen_subjects(arguments.models, with_controls=not arguments.no_controls)
     text = read_text(arguments.text)
     settings = _settings(arguments)
     folder = arguments.out or _default_folder(arguments.models[0])
-    measured = evaluate(subjects, text, settings, folder / "parts", lambda line: console.print(line, markup=False))
+    say = partial(console.print, markup=False)
+    measured = evaluate(subjects, text, settings, folder / "parts", say, more)
     report = to_json(measured, text, settings)
     reference = _read_reference(arguments.reference)
     write_card(report, reference, folder)
@@ -69,6 +73,17 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     )
 
 
+def _lm_eval_units(arguments: argparse.Namespace) -> list[Unit]:
+    """Refused before any model is loaded: names that are not tasks, and models that lm-eval cannot ask."""
+    if not arguments.tasks:
+        return []
+    for path in arguments.models:
+        if path.suffix == ".gguf":
+            found = "lm-eval asks models of transformers only"
+            raise UserError(str(path), found, "leave out --tasks, or give the model's directory")
+    return harness.units(arguments.tasks.split(","), arguments.num_fewshot, arguments.limit, arguments.task_path)
+
+
 def _default_folder(path: Path) -> Path:
     run = run_of(path)
     if run is not None:
@@ -101,8 +116,19 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--probes", type=int, default=Settings.probes, help="per retrieval task; 0: none (4)")
     parser.add_argument("--generate", action="store_true", help="also let the model write the answers")
     parser.add_argument("--no-controls", action="store_true", help="leave out the base and the untrained scaled base")
+    parser.add_argument("--tasks", help="tasks of lm-eval, as mmlu,arc_easy (pip install lm-eval==0.4.13)")
+    parser.add_argument("--num-fewshot", type=_lengths, default=[0], help="examples in their prompts, as 0,5 (0)")
+    parser.add_argument("--limit", type=_positive, help="questions of each task (default: all)")
+    parser.add_argument("--task-path", type=Path, help="a folder with tasks and data of your own")
     parser.add_argument("--reference", type=Path, help="published rows to print beside (benchmarks/reference/)")
     return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return value
 
 
 def _lengths(text: str) -> list[int]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from accelerate import Accelerator
 from conftest import TEXTS, train_tokenizer, write_jsonl
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,6 +16,7 @@ from data.positions import WindowMix, piece_lengths, skipping
 from data.render import PROMPT_FORMATS, draws
 from data.tokens import Encoder
 from train.config import Config
+from train.session import run_training
 
 
 @given(length=st.integers(2, 200), stretch=st.integers(0, 800), seed=st.integers(0, 1000))
@@ -87,6 +89,10 @@ def test_settings_that_do_not_go_together_are_refused(tiny_model: Path, records:
     assert config(short_length=32, short_share=0.5).data.short_share == 0.5
     with pytest.raises(UserError, match="go together"):
         config(short_share=0.5)
+    with pytest.raises(UserError, match=r"short_length is more than model\.max_length = 128"):
+        config(short_length=256, short_share=0.5)
+    with pytest.raises(UserError, match=r"data\.pose_length: 1000 is beyond the window of 512 positions"):
+        run_training(config(pose_length=1000), Accelerator(cpu=True), resume=False)
     wanted = settings(tiny_model, records, tmp_path / "run")
     wanted["data"]["pose_length"] = 512
     wanted["model"]["attn_implementation"] = "eager"

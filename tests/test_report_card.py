@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,14 @@ def test_a_card_is_resumed_unit_by_unit(run: Run, text_file: Path, tmp_path: Pat
     assert all("sliding" not in line for line in said[3:])
 
 
+def test_lm_eval_results_have_a_table_of_their_own(measured: list[Measured], text_file: Path) -> None:
+    numbers = {"metric": "acc", "acc": 0.525, "acc_stderr": 0.08, "num_fewshot": 0, "samples": 40, "cut": 2}
+    asked = [replace(m, results={**m.results, "lm_eval/mmlu/0-shot": {"mmlu": numbers}}) for m in measured]
+    report = to_json(asked, read_text(text_file), SETTINGS)
+    assert "lm_eval/mmlu/0-shot" not in report["models"][0]["measurements"]
+    assert "| mmlu, 0-shot | 52.5% ± 8.0%, 2 cut |" in markdown(report)
+
+
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     monkeypatch.setattr("sys.argv", ["evaluate", *map(str, arguments)])
     return evaluate_script.main()
@@ -145,6 +154,7 @@ def test_the_command_writes_the_card_into_the_run(run: Run, text_file: Path, mon
         (["RUN", "--contexts", "64"], "at least two lengths"),
         (["RUN", "--contexts", "64,100000"], "give a longer --text"),
         (["RUN", "--reference", "nowhere.json"], "not a reference table"),
+        (["model.gguf", "--tasks", "mmlu", "--contexts", "32,64"], "lm-eval asks models of transformers only"),
     ],
 )
 def test_mistakes_are_one_clear_message(

@@ -113,6 +113,15 @@ def test_resumed_in_any_stage_it_equals_a_run_without_a_break(
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+def test_a_finished_run_is_left_alone(staged, capsys) -> None:
+    done = run(staged())
+    written = (done.adapter / "adapter_model.safetensors").stat().st_mtime_ns
+    capsys.readouterr()
+    run(staged(), resume=True)
+    assert "already finished" in capsys.readouterr().out
+    assert (done.adapter / "adapter_model.safetensors").stat().st_mtime_ns == written
+
+
 def test_a_staged_run_merges_with_the_last_stages_rope(staged) -> None:
     done = run(staged())
     assert open_run(done.path)[1].model.rope_scaling.factor == 4.0
@@ -138,3 +147,15 @@ def test_stages_need_names_of_their_own(staged) -> None:
     settings["stages"][1]["name"] = "text"
     with pytest.raises(UserError, match="different names"):
         validate(settings, "test")
+
+
+def test_a_run_can_start_from_the_merge_of_another(staged, records: Path, tmp_path: Path) -> None:
+    """The second way to hand over: the merged model is the base, and keeps the rope that it was merged with."""
+    done = run(staged())
+    merged = merge_run(done.path, "dequantized", "float32", None, lambda _: None).folder
+    wanted = settings(merged, records, tmp_path / "second", max_steps=1)
+    wanted["model"] = {"name_or_path": str(merged), "max_length": 200}
+    second = run(validate(wanted, "test"))
+    rope = RopeSpec.load(second.adapter)
+    assert (rope.rope_type, rope.factor, rope.original_max_position_embeddings) == ("linear", 4.0, 256)
+    assert merge_run(second.path, "dequantized", "float32", None, lambda _: None).verified

@@ -270,6 +270,12 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _short_rows_fit(self) -> Config:
+        if (self.data.short_length or 0) > self.model.max_length:
+            raise ValueError(f"data.short_length is more than model.max_length = {self.model.max_length}")
+        return self
+
+    @model_validator(mode="after")
     def _stages_have_names_of_their_own(self) -> Config:
         names = [stage.name for stage in self.stages]
         if len(set(names)) < len(names):

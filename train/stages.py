@@ -31,6 +31,9 @@ def run_whole(config: Config, accelerator: Accelerator, *, resume: bool) -> None
     board = Board(visible=accelerator.is_main_process)
     run = claim(config, resume)
     accelerator.wait_for_everyone()
+    if run.adapter.is_dir():
+        board.say(f"{run.path}: already finished; the adapter is in {run.adapter}")
+        return
     if accelerator.is_main_process:
         record_start(run, config, f"{accelerator.num_processes} x {accelerator.device.type}")
     for number, (stage, settings) in enumerate(zip(config.stages, stages, strict=True), start=1):

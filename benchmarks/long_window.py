@@ -67,7 +67,7 @@ def main() -> int:
 
 
 def run_config(arguments: argparse.Namespace, window: int, text: Path) -> Config:
-    """One stage of long text; half of it in rows of the old window, to spare short contexts."""
+    """One stage of long text; a third of it in rows of the old window, to spare short contexts."""
     return validate(
         {
             "run_dir": str(arguments.folder / "run"),

@@ -39,8 +39,12 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def _contexts(models: Sequence[Model]) -> list[int]:
+    return sorted({int(name.split("/")[1]) for m in models for name in m["measurements"] if "sliding/" in name})
+
+
 def _by_context(models: Sequence[Model], cell: Callable[[Model, str], str]) -> str:
-    contexts = sorted({int(name.split("/")[1]) for m in models for name in m["measurements"] if "sliding/" in name})
+    contexts = _contexts(models)
     rows = [[str(context), *(cell(model, str(context)) for model in models)] for context in contexts]
     return table(["context", *(model["name"] for model in models)], rows)
 
@@ -53,13 +57,17 @@ def _perplexity(report: dict[str, Any], reference: dict[str, Any] | None) -> Ite
         return f"{found['perplexity']:.2f}" if found else ""
 
     yield "## Perplexity by context\n\nSliding window, token-weighted; lower is better."
-    yield _by_context(models, cell)
-    if reference:
-        published = reference["perplexity"]
-        contexts = sorted({int(context) for row in published.values() for context in row})
-        rows = [[str(c), *(str(published[name].get(str(c), "")) for name in published)] for c in contexts]
-        yield f"Published, for comparison ({reference['text']}; {reference['source']}):"
-        yield table(["context", *published], rows)
+    if not reference:
+        yield _by_context(models, cell)
+        return
+    published = reference["perplexity"]
+    contexts = sorted({*_contexts(models), *(int(context) for row in published.values() for context in row)})
+    rows = [
+        [str(c), *(cell(m, str(c)) for m in models), *(str(row.get(str(c), "")) for row in published.values())]
+        for c in contexts
+    ]
+    yield table(["context", *(m["name"] for m in models), *(f"*{name}*" for name in published)], rows)
+    yield f"In italics, as published: {reference['text']}; {reference['source']}."
 
 
 def _paired(models: Sequence[Model]) -> Iterator[str]:
@@ -167,13 +175,15 @@ def _accuracy(value: dict[str, Any] | None) -> str:
 
 def _method(report: dict[str, Any]) -> str:
     settings, text = report["settings"], report["text"]
-    joined = any(model["measurements"]["paired"]["joined"] for model in report["models"])
-    rows = "documents joined end to end (too few are long enough alone)" if joined else "each within one document"
-    scored = next(iter(report["models"][0]["measurements"].values()))["tokens"]
-    digest, longest, half = text["sha256"][:12], settings["contexts"][-1], "half the context where that is less"
+    first = report["models"][0]["measurements"]
+    slid, paired = first[f"sliding/{settings['contexts'][0]}"], first["paired"]
+    joined = {True: "documents joined end to end, too few being long enough", False: "each within one document"}
+    digest, half = text["sha256"][:12], "half the context where that is less"
     return (
-        f"## How it was measured\n\nText: {text['source']} ({text['documents']} documents, sha256 {digest}). Rows of "
-        f"{longest} tokens, {rows}. Sliding window: stride {settings['stride']} ({half}), {scored} tokens, sums "
-        f"divided last. Paired: the last {settings['targets']} tokens of up to {settings['rows']} rows; intervals from "
-        f"resampling documents. Retrieval: {settings['probes']} probes of each kind."
+        f"## How it was measured\n\nText: {text['source']} ({text['documents']} documents, sha256 {digest}). No bos "
+        f"token in front of rows from the middle of a text. Sliding window: {slid['tokens']} tokens in rows of "
+        f"{slid['row_length']} ({joined[slid['joined']]}), stride {settings['stride']} ({half}), sums divided last. "
+        f"Paired: the last {settings['targets']} tokens of {len(paired['documents'])} rows of "
+        f"{settings['contexts'][-1]} ({joined[paired['joined']]}); intervals from resampling {paired['resampled']} "
+        f"documents or, where they are few, rows. Retrieval: {settings['probes']} probes of each kind."
     )

@@ -16,6 +16,10 @@ from evals.scoring import Scorer
 from evals.text import Rows, Text, long_rows
 
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+SLIDING_ROWS = 4
+POSITION_ROWS = 16
+# Part of what a kept result is named by: raise it when the same model and settings would give other numbers.
+VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -64,11 +68,13 @@ class Materials:
         """Long rows, as long as the longest context."""
         return long_rows(self._text, self._scorer.encode, self._settings.contexts[-1], self._settings.rows)
 
-    @property
+    @cached_property
     def sliding_rows(self) -> Rows:
-        """As many of them as make up the tokens for the sliding window, and at least one."""
-        count = max(1, self._settings.sliding_tokens // self._settings.contexts[-1])
-        return Rows(self.rows.rows[:count], self.rows.documents[:count], self.rows.joined)
+        """A few rows for the sliding window, longer than it as far as the tokens reach, so that it slides."""
+        tokens = self._settings.sliding_tokens
+        length = max(tokens // SLIDING_ROWS, min(2 * self._settings.contexts[-1], tokens))
+        count = max(1, tokens // length)
+        return long_rows(self._text, self._scorer.encode, length, count, fewest=count)
 
 
 @dataclass(frozen=True)
@@ -93,14 +99,21 @@ def units(settings: Settings) -> list[Unit]:
 
 
 def _sliding(context: int, stride: int) -> Callable[[Scorer, Materials], Any]:
-    return lambda scorer, materials: sliding(scorer, materials.sliding_rows.rows, context, stride).to_json()
+    def measure(scorer: Scorer, materials: Materials) -> Any:
+        rows = materials.sliding_rows
+        found = sliding(scorer, rows.rows, context, stride).to_json()
+        return {**found, "row_length": len(rows.rows[0]), "joined": rows.joined}
+
+    return measure
 
 
 def _paired(settings: Settings) -> Callable[[Scorer, Materials], Any]:
     def measure(scorer: Scorer, materials: Materials) -> Any:
         contexts = [context for context in settings.contexts if context > settings.targets]
         measured = paired(scorer, materials.rows, contexts, settings.targets)
-        return {**measured.to_json(), "joined": materials.rows.joined, "rows_sha256": _fingerprint(materials.rows)}
+        owners = len(set(materials.rows.documents))
+        about = {"joined": materials.rows.joined, "resampled": owners, "rows_sha256": _fingerprint(materials.rows)}
+        return {**measured.to_json(), **about}
 
     return measure
 
@@ -111,7 +124,7 @@ def _fingerprint(rows: Rows) -> str:
 
 
 def _by_position(scorer: Scorer, materials: Materials) -> Any:
-    return [bucket.to_json() for bucket in by_position(scorer, materials.sliding_rows.rows)]
+    return [bucket.to_json() for bucket in by_position(scorer, materials.rows.rows[:POSITION_ROWS])]
 
 
 def _retrieval(settings: Settings) -> Iterator[Unit]:

@@ -1,9 +1,9 @@
 """Perplexity by context length over a sliding window, and the loss at each position of a long row.
 
-A window of `context` tokens moves on by `stride`; in each only the last `stride` tokens are scored (in the first, all),
-so every token counts once, with between context - stride and context tokens before it. Sums of losses and tokens are
-divided last: averaging the windows' means, as much published code does, weighs short ones too much. The stride of the
-PI and YaRN papers (arXiv 2306.15595, 2309.00071) is 256.
+A window of `context` tokens moves on by `stride`; in each only the last `stride` tokens are scored (in a row's first,
+all), so every token counts once, and beyond the first window has between context - stride and context tokens before it.
+Sums of losses and tokens are divided last: averaging the windows' means, as much published code does, weighs short ones
+too much. The stride of the PI and YaRN papers (arXiv 2306.15595, 2309.00071) is 256.
 """
 
 from __future__ import annotations

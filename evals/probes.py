@@ -31,6 +31,10 @@ CITIES = (  # noqa: SIM905
 ).split()
 
 
+class TooShortError(ValueError):
+    """A length that does not hold a task."""
+
+
 @dataclass(frozen=True)
 class Probe:
     """One question with its answer, as ids.
@@ -149,7 +153,7 @@ def filled(setting: Setting, write: Write, least: int = 1) -> Probe:
     """The probe with as many filler units as its length holds, and no fewer than `least`.
 
     Raises:
-        ValueError: where the length holds fewer; it names one that is enough.
+        TooShortError: where the length holds fewer; it names one that is enough.
     """
 
     @cache
@@ -159,7 +163,7 @@ def filled(setting: Setting, write: Write, least: int = 1) -> Probe:
 
     if len(draft(least)[1]) > setting.length:
         enough = smallest_length(setting, write, least)
-        raise ValueError(f"{setting.task} does not fit into {setting.length} tokens: it needs {enough}")
+        raise TooShortError(f"{setting.task} does not fit into {setting.length} tokens: it needs {enough}")
     text, ids = draft(most_units(lambda units: len(draft(units)[1]), least, setting.length))
     return Probe(
         setting.task, setting.length, setting.depth, tuple(ids), answer_length(setting, text, ids), setting.seed

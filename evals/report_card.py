@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from evals.harness import PREFIX, columns
-from evals.measures import Materials, Settings, Unit, units
+from evals.load import device_here
+from evals.measures import VERSION, Materials, Settings, Unit, units
 from evals.paired import Paired, key_tokens
 from evals.scoring import Scorer
 from evals.subjects import Subject
@@ -102,7 +103,7 @@ def _keep(path: Path, record: dict[str, Any]) -> None:
 
 def _digest(subject: Subject, text: Text, unit: Unit) -> str:
     """Names a result by all that it depends on."""
-    content = [subject.identity, subject.name, text.sha256, unit.name, unit.depends_on]
+    content = [VERSION, device_here().type, subject.identity, subject.name, text.sha256, unit.name, unit.depends_on]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:24]
 
 
@@ -117,11 +118,14 @@ def _brief(result: Any) -> str:
     return "too short for it" if result in (None, []) else "done"
 
 
-def conclusions(measured: Sequence[Measured]) -> dict[str, Any]:
-    """What follows for each model: paired perplexities with intervals, key tokens, and the tax on the short context."""
-    base = next((m for m in measured if m.subject.name == "base"), None)
-    evaluator = measured[0]
-    return {m.subject.name: _concluded(m, base, evaluator) for m in measured}
+def conclusions(measured: Sequence[Measured]) -> list[dict[str, Any]]:
+    """What follows for each model: paired perplexities with intervals, key tokens, and the tax on the short context.
+
+    Key tokens are chosen by the first model (no control) that has the longest window.
+    """
+    base = next((m for m in measured if m.subject.is_control and m.subject.name == "base"), None)
+    evaluator = max((m for m in measured if not m.subject.is_control), key=lambda m: m.window)
+    return [_concluded(m, base, evaluator) for m in measured]
 
 
 def _concluded(model: Measured, base: Measured | None, evaluator: Measured) -> dict[str, Any]:
@@ -143,7 +147,6 @@ def _same_tokens(a: Measured, b: Measured) -> bool:
 
 def to_json(measured: Sequence[Measured], text: Text, settings: Settings) -> dict[str, Any]:
     """Everything, as it is written to report.json."""
-    concluded = conclusions(measured)
     return {
         "text": {"source": text.source, "sha256": text.sha256, "documents": len(text.documents)},
         "settings": asdict(settings),
@@ -154,10 +157,10 @@ def to_json(measured: Sequence[Measured], text: Text, settings: Settings) -> dic
                 "is_control": m.subject.is_control,
                 "window": m.window,
                 "original_window": m.original_window,
-                **concluded[m.subject.name],
+                **concluded,
                 "measurements": {name: result for name, result in m.results.items() if not name.startswith(PREFIX)},
                 "lm_eval": columns(m.results),
             }
-            for m in measured
+            for m, concluded in zip(measured, conclusions(measured), strict=True)
         ],
     }

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from evals.probes import Probe, passkey
+from evals.probes import Probe, TooShortError, passkey
 from evals.ruler import TASKS
 from evals.scoring import Scorer
 
@@ -66,7 +66,7 @@ def _passkey(scorer: Scorer, length: int, seed: int, depth: float) -> Probe:
 def _measure(scorer: Scorer, make: Callable[[int], Probe], count: int, generate: bool) -> Retrieval | None:
     try:
         probes = [make(seed) for seed in range(count)]
-    except ValueError:  # too short: the generators say so
+    except TooShortError:
         return None
     answers = [_correct(scorer, probe) for probe in probes]
     tokens = np.concatenate(answers)

@@ -94,11 +94,14 @@ class TransformersScorer:
         return [part for part in scores if part is not None]
 
     def _score_equal(self, ids: torch.Tensor, last: int) -> list[Scores]:
+        forget_long_rows(self.model)
         hidden = self.model.get_decoder()(ids, use_cache=False).last_hidden_state[:, -last - 1 : -1]
         targets, states = ids[:, -last:].reshape(-1), hidden.reshape(-1, hidden.shape[-1])
-        head = head_of(self.model)
+        head = head_of(self.model).weight.float()  # in bfloat16, logits near 20 would be rounded to steps of 0.1
         parts = [
-            _score_logits(head(states[start : start + LOGITS_AT_ONCE]).float(), targets[start : start + LOGITS_AT_ONCE])
+            _score_logits(
+                states[start : start + LOGITS_AT_ONCE].float() @ head.T, targets[start : start + LOGITS_AT_ONCE]
+            )
             for start in range(0, len(targets), LOGITS_AT_ONCE)
         ]
         nll = torch.cat([nll for nll, _ in parts]).view(len(ids), last).cpu().numpy()
@@ -112,6 +115,14 @@ class TransformersScorer:
         options: dict[str, Any] = {"max_new_tokens": count, "do_sample": False, "pad_token_id": self.eos_id}
         output: Any = self.model.generate(prompt, attention_mask=torch.ones_like(prompt), **options)  # pyright: ignore
         return output[0, len(ids) :].tolist()
+
+
+def forget_long_rows(model: PreTrainedModel) -> None:
+    """Make a row's frequencies its own: a `dynamic` rope keeps the longest row's until a short one comes."""
+    if model.config.rope_parameters.get("rope_type") == "dynamic":
+        for module in model.modules():
+            if isinstance(getattr(module, "inv_freq", None), torch.Tensor):
+                module(torch.zeros(1, device=model.device), torch.zeros(1, 1, dtype=torch.int64, device=model.device))
 
 
 def batches(lengths: Sequence[int], tokens: int = TOKENS_AT_ONCE) -> Iterator[list[int]]:

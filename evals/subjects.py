@@ -29,7 +29,7 @@ from train.rope_spelling import read_spec
 from train.run import Run, read_config
 from train.settings import final_config
 
-WEIGHTS = ("*.safetensors", "config.json", "tokenizer*", "rope.json", "adapter_config.json")
+FILES = ("*.safetensors", "*.bin", "*.json", "tokenizer*", "merges.txt")
 
 
 @dataclass(frozen=True)
@@ -62,28 +62,43 @@ def subject_of(path: Path, name: str | None = None) -> Subject:
     adapter = _adapter(path)
     if adapter is not None and run is not None:
         label = name or _label(path, run.path)
-        what = f"nf4 base + {adapter}"
-        return Subject(label, what, _identity(adapter), lambda: _open_adapter(label, run, adapter))
+        config = final_config(read_config(run))
+        identity = f"{_identity(adapter)}/{_base_identity(config)}"
+        return Subject(label, f"nf4 base + {adapter}", identity, lambda: _open_adapter(label, config, adapter))
     if (path / "config.json").is_file():
         label = name or (_label(path, run.path) if run else path.name)
         return Subject(label, str(path), _identity(path), lambda: _open_directory(label, path))
     found = "an adapter outside of its run directory" if adapter else "no model (no run, adapter, config.json or .gguf)"
+    if run is not None and path.absolute() == run.path.absolute():
+        todo = "finish it with --resume, or name one of its checkpoints/step-N"
+        raise UserError(str(path), "this run has not finished (no adapter/)", todo)
     raise UserError(str(path), found, "give a run directory, a model's directory or a .gguf file")
 
 
 def controls_of(run: Run) -> list[Subject]:
-    """The run's base without scaling, and (where it was scaled) with its scaling but untrained."""
+    """The run's base as it is, and (where its rope was changed) with the run's rope but untrained.
+
+    Raises:
+        UserError: the base is a directory that is not there.
+    """
     config = final_config(read_config(run))
-    base = Path(config.model.name_or_path)
-    of_base = _identity(base) if base.is_dir() else f"{base}@{config.model.revision}"
+    base = Path(config.model.name_or_path).expanduser()
+    if not base.is_dir() and config.model.name_or_path.startswith((".", "/", "~")):
+        raise UserError(str(base), "the run's base is not there, to compare with", "put it back, or pass --no-controls")
     plain = config.model_copy(update={"model": config.model.model_copy(update={"rope_scaling": RopeScaling()})})
-    found = [("base", "the nf4 base, unscaled", plain)]
-    if config.model.rope_scaling.rope_type != "default":
-        found.append(("base, scaled", "the nf4 base with the run's scaling, untrained", config))
+    found = [("base", "the nf4 base, its rope as it is", plain)]
+    if config.model.rope_scaling != RopeScaling():
+        found.append(("base, scaled", "the nf4 base with the run's rope, untrained", config))
     return [
-        Subject(name, what, f"{of_base}/{settings.model.rope_scaling}", _opens_base(name, settings), is_control=True)
+        Subject(name, what, _base_identity(settings), _opens_base(name, settings), is_control=True)
         for name, what, settings in found
     ]
+
+
+def _base_identity(config: Config) -> str:
+    base = Path(config.model.name_or_path).expanduser()
+    files = _identity(base) if base.is_dir() else f"{base}@{config.model.revision}"
+    return f"{files}/{config.quantization}/{config.model.rope_scaling}"
 
 
 def run_of(path: Path) -> Run | None:
@@ -106,7 +121,7 @@ def _label(path: Path, run: Path) -> str:
 
 def _identity(path: Path) -> str:
     """Hash of names, sizes and times of a model's files: cheap, and different whenever they are written anew."""
-    files = [path] if path.is_file() else sorted(p for pattern in WEIGHTS for p in path.glob(pattern))
+    files = [path] if path.is_file() else sorted({p for pattern in FILES for p in path.glob(pattern)})
     stats = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]
     return hashlib.sha256(json.dumps([str(path.absolute()), stats]).encode()).hexdigest()
 
@@ -115,9 +130,7 @@ def _open_gguf(path: Path) -> GgufScorer:
     return GgufScorer(path)
 
 
-def _open_adapter(name: str, run: Run, adapter: Path) -> Scorer:
-    config = final_config(read_config(run))
-    # A checkpoint or a stage of the run may have learned other positions than its end did: its own rope.json says.
+def _open_adapter(name: str, config: Config, adapter: Path) -> Scorer:
     model = live_model(config, adapter, device_here(), exact=_is_exact())
     return _scorer(name, model, RopeSpec.load(adapter), config.model)
 

@@ -57,7 +57,7 @@ def _read_file(path: Path) -> list[Document]:
         content = path.read_text()
         if path.suffix != ".jsonl":
             return [Document(str(path), content)]
-        lines = enumerate(content.splitlines(), start=1)
+        lines = enumerate(content.split("\n"), start=1)
         return [Document(f"{path}:{n}", str(json.loads(line)["text"])) for n, line in lines if line.strip()]
     except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
         found = f"not readable as text ({type(error).__name__}: {error})"

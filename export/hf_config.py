@@ -52,6 +52,8 @@ def write_config(folder: Path, base: PretrainedConfig, spec: RopeSpec, dtype: st
     legacy = legacy_rope_scaling(spec)
     if legacy:
         config["rope_scaling"] = legacy
+        if legacy["type"] == "longrope":  # transformers 4 looks for the window here
+            config["original_max_position_embeddings"] = spec.original_max_position_embeddings
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 

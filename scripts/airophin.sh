@@ -11,7 +11,7 @@ shift 2
 run=runs/airophin-13b-pi-8k
 
 accelerate launch -q --config_file configs/accelerate/all-gpus.yaml -m train configs/airophin-13b-pi-8k.yaml \
-  "model.name_or_path=$model" "run_dir=$run" "$@" --resume
+  "$@" "model.name_or_path=$model" "run_dir=$run" --resume
 python -m scripts.merge "$run"
 python -m scripts.evaluate "$run/merged" --text "$text" --contexts 512,1024,2048,4096,8192,12000 \
   --reference benchmarks/reference/airophin.json

@@ -46,11 +46,14 @@ def main() -> int:
 
 def chosen_subjects(paths: Sequence[Path], *, with_controls: bool) -> list[Subject]:
     """The models in the order given, and the controls of the first that comes from a run."""
-    subjects = [subject_of(path) for path in paths]
-    if len({subject.name for subject in subjects}) < len(subjects):
-        subjects = [subject_of(path, str(path)) for path in paths]
     run = next((found for path in paths if (found := run_of(path))), None)
-    return subjects + (controls_of(run) if with_controls and run else [])
+    controls = controls_of(run) if with_controls and run else []
+    subjects = [subject_of(path) for path in paths]
+    if len({subject.name for subject in [*subjects, *controls]}) < len(subjects) + len(controls):
+        subjects = [subject_of(path, str(path)) for path in paths]
+    if len({subject.name for subject in subjects}) < len(subjects):
+        raise UserError("models", "the same one twice", "name each model once")
+    return subjects + controls
 
 
 def write_card(report: dict[str, Any], reference: dict[str, Any] | None, folder: Path) -> None:
@@ -66,6 +69,8 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     contexts = tuple(sorted(set(arguments.contexts or default_contexts(original, extended, arguments.max_context))))
     if len(contexts) < 2 or contexts[0] < 2:
         raise UserError("--contexts", f"{contexts}", "give at least two lengths of 2 tokens or more")
+    if arguments.probes < 0:
+        raise UserError("--probes", f"{arguments.probes}", "give 0 for none, or more")
     targets = min(arguments.targets, contexts[0] // 2)
     tokens = max(arguments.tokens, contexts[-1])
     return Settings(
@@ -108,11 +113,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--text", type=Path, help=".txt, .jsonl or a directory (default: Python's own source)")
     parser.add_argument("--out", type=Path, help="where the card goes (default: evals/ of the first model's run)")
     parser.add_argument("--contexts", type=_lengths, help="lengths, as 512,1024 (default: 512 to 1.5 x the window)")
-    parser.add_argument("--max-context", type=int, help="leave longer ones out")
-    parser.add_argument("--stride", type=int, default=Settings.stride, help="of the sliding window (256)")
-    parser.add_argument("--rows", type=int, default=Settings.rows, help="rows of paired targets (32)")
-    parser.add_argument("--targets", type=int, default=Settings.targets, help="tokens scored at the end of each (64)")
-    parser.add_argument("--tokens", type=int, default=Settings.sliding_tokens, help="for the sliding window (65536)")
+    parser.add_argument("--max-context", type=_positive, help="leave longer ones out")
+    parser.add_argument("--stride", type=_positive, default=Settings.stride, help="of the sliding window (256)")
+    parser.add_argument("--rows", type=_positive, default=Settings.rows, help="rows of paired targets (32)")
+    parser.add_argument(
+        "--targets", type=_positive, default=Settings.targets, help="tokens scored at the end of each (64)"
+    )
+    parser.add_argument(
+        "--tokens", type=_positive, default=Settings.sliding_tokens, help="for the sliding window (65536)"
+    )
     parser.add_argument("--probes", type=int, default=Settings.probes, help="per retrieval task; 0: none (4)")
     parser.add_argument("--generate", action="store_true", help="also let the model write the answers")
     parser.add_argument("--no-controls", action="store_true", help="leave out the base and the untrained scaled base")

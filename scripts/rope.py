@@ -35,6 +35,7 @@ def main() -> int:
     advice = recommend(spec.original_max_position_embeddings, target)
     settings = f"rope_scaling: {{rope_type: {advice.rope_type}, factor: {advice.factor:g}}}"
     console.print(f"[bold]for {target} positions[/]: {settings}\n  {advice.why}.")
+    arguments.png.parent.mkdir(parents=True, exist_ok=True)
     draw_rope(spec, arguments.png)
     console.print(f"picture: {arguments.png}")
     return 0

@@ -107,7 +107,7 @@ def test_every_mistake_is_reported_at_once(minimal: Path) -> None:
 
 @pytest.mark.parametrize(
     ("scaling", "message"),
-    [("{factor: 2}", "use rope_type: linear"), ("{rope_type: linear, factor: 0.9}", "greater than or equal to 1")],
+    [("{factor: 2}", "keeps the model's own rope"), ("{rope_type: linear, factor: 0.9}", "greater than or equal to 1")],
 )
 def test_rope_scaling_that_makes_no_sense(minimal: Path, scaling: str, message: str) -> None:
     with pytest.raises(UserError, match=message):

@@ -56,8 +56,8 @@ def test_a_table_that_shows_it_passes() -> None:
         (LINEAR_4, [18, 16.5, 16.5, 16.5, 17, 50], "linear x4: its window's end against 1 window"),
         (YARN_4, [18, 17, 16, 16, 16.5, 50], "yarn x4: largest rise on the way"),
         (YARN_4, [18, 17, 16.5, 16.4, 16.3, 18], "yarn x4: cliff at 1.5 times its window"),
-        (LINEAR_4, [18, 17.5, 16.5, 16.4, 16.3, 50], "linear x4: tax at 1 window"),
-        (BEST, [18, 17.1, 16.5, 16.4, 16.3, 50], f"{BEST}: tax at 1 window"),
+        (LINEAR_4, [18, 17.5, 16.5, 16.4, 16.3, 50], "linear x4: tax at 1 window, against the same text unscaled"),
+        (BEST, [18, 17.1, 16.5, 16.4, 16.3, 50], f"{BEST}: tax at 1 window, against the same text unscaled"),
     ],
 )
 def test_each_claim_can_fail(name: str, row: list[float], claim: str) -> None:

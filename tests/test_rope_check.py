@@ -112,7 +112,7 @@ def test_scaling_a_scaled_base_is_refused_and_says_how_the_two_compose() -> None
     scaled = with_rope(tiny_config(300), LINEAR)
     with pytest.raises(UserError, match=r"(?s)would multiply with it to linear x4.*replace_base=true"):
         spec_for(scaled, RopeScaling(rope_type="linear", factor=2.0))
-    with pytest.raises(UserError, match="already scaled"):
+    with pytest.raises(UserError, match="rope_theta under a rope that is scaled already"):
         spec_for(scaled, RopeScaling(rope_theta=1e6))
 
 
@@ -124,10 +124,12 @@ def test_longrope_factors_of_the_wrong_number_are_refused() -> None:
 
 def test_rows_beyond_the_window_are_refused_with_the_factor_that_would_do() -> None:
     require_window(LINEAR, 512)
-    with pytest.raises(UserError, match="factor: 4"):
+    with pytest.raises(UserError, match=r"rope_scaling\.factor=4"):
         require_window(LINEAR, 1024)
+    with pytest.raises(UserError, match="rope_type: linear, factor: 4"):
+        require_window(PLAIN, 1024)
     with pytest.raises(UserError, match="rope_type: yarn, factor: 8"):
-        require_window(spec("yarn"), 2048)
+        require_window(PLAIN, 2048)
 
 
 def test_a_window_may_be_exceeded_when_asked(tiny_model: Path) -> None:
@@ -178,6 +180,22 @@ def test_a_stated_window_that_is_not_the_product_is_kept() -> None:
     }  # fmt: skip
     own = read_spec(tiny_config(300, rope_parameters=rope, max_position_embeddings=131072))
     assert (own.original_max_position_embeddings, own.max_position_embeddings) == (8192, 131072)
+
+
+@pytest.mark.parametrize("factor", [1.1, 1.23, 1.47, 2.7])
+def test_an_uneven_factor_reads_back_the_whole_window(factor: float) -> None:
+    uneven = RopeSpec("linear", factor, 10000.0, 16, 4096)
+    again = read_spec(with_rope(tiny_config(300, max_position_embeddings=4096), uneven))
+    assert (again.original_max_position_embeddings, again.inv_freq().tolist()) == (4096, uneven.inv_freq().tolist())
+
+
+def test_what_yarn_leaves_out_is_read_as_transformers_does() -> None:
+    """A factor that follows from the windows; an attention factor that holds whatever the factor is."""
+    rope = {"rope_type": "yarn", "rope_theta": 1e4, "factor": None, "original_max_position_embeddings": 256}
+    config = tiny_config(300, max_position_embeddings=1024)
+    config.rope_parameters = rope
+    assert read_spec(config) == spec("yarn")
+    assert spec("yarn", 1.0, attention_factor=1.3).attention_scaling() == 1.3
 
 
 def test_unknown_rotary_embeddings_are_refused() -> None:

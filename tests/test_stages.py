@@ -136,6 +136,12 @@ def test_a_mistake_in_a_later_stage_is_found_before_the_first(staged, tmp_path: 
     wrong = config.stages[1].model_copy(update={"train": {"learning_rat": 1.0}})
     with pytest.raises(UserError, match=r"(?s)stage instructions.*learning_rat: unknown key; did you mean"):
         run(config.model_copy(update={"stages": (config.stages[0], wrong)}))
+    missing = config.stages[1].model_copy(update={"data": {"sources": [{"path": "nowhere.jsonl"}]}})
+    far = config.stages[1].model_copy(update={"model": {"max_length": 4096}})
+    base = config.stages[1].model_copy(update={"model": {"name_or_path": "other"}})
+    for later, found in ((missing, "no such file"), (far, "beyond the window"), (base, "one adapter on one base")):
+        with pytest.raises(UserError, match=found):
+            run(config.model_copy(update={"stages": (config.stages[0], later)}))
     other = config.stages[1].model_copy(update={"lora": {"r": 4}})
     with pytest.raises(UserError, match=r"stage instructions: lora\.r = 4, and the run has 8"):
         run(config.model_copy(update={"stages": (config.stages[0], other)}))

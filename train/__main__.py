@@ -10,7 +10,7 @@ from train.allocator import keep_freed_memory
 from train.config import Config
 from train.config_help import help_text
 from train.console import Board, quiet_libraries
-from train.model import NotAtHandError, load_model_config
+from train.model import NotAtHandError, check_positions
 from train.parallel import start_processes
 from train.plan import describe, estimate
 from train.run import config_yaml
@@ -47,7 +47,7 @@ def show(config: Config) -> None:
             if not source.path.is_file():
                 board.warn(f"{source.path}: no such file yet")
         try:
-            model_config, spec = load_model_config(stage.model, offline=True)
+            model_config, spec = check_positions(stage, offline=True)
             board.say(*describe(estimate(stage, model_config), spec))
         except NotAtHandError as error:
             board.warn(f"{error.where} is not on this machine yet: memory and rope cannot be planned")

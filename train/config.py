@@ -58,8 +58,14 @@ class RopeScaling(Section):
 
     @model_validator(mode="after")
     def _fits_its_method(self) -> RopeScaling:
-        if self.rope_type == "default" and self.factor != 1.0:
-            raise ValueError("rope_type `default` takes no factor; use rope_type: linear")
+        if self.rope_type == "default" and (self.factor != 1.0 or self.replace_base):
+            raise ValueError("rope_type `default` keeps the model's own rope: it takes no factor and replaces nothing")
+        if self.rope_type not in ("default", "theta") and self.factor == 1.0:
+            raise ValueError(f"rope_type `{self.rope_type}` needs a factor above 1")
+        if (self.beta_fast or 32.0) <= (self.beta_slow or 1.0) or (self.high_freq_factor or 4.0) <= (
+            self.low_freq_factor or 1.0
+        ):
+            raise ValueError("beta_fast must be above beta_slow, and high_freq_factor above low_freq_factor")
         if self.rope_type == "theta" and self.rope_theta is None:
             raise ValueError("rope_type `theta` needs rope_theta, the new base frequency")
         if self.rope_type == "longrope" and not (self.short_factor and self.long_factor):

@@ -35,7 +35,7 @@ from transformers import (
 
 from data.errors import UserError
 from train.attention import NAME as PACKED_ATTENTION
-from train.config import Lora, Model, Quantization
+from train.config import Config, Lora, Model, Quantization
 from train.lora import use_fused_layers
 from train.rope import RopeSpec
 from train.rope_check import require_window, spec_for, verify
@@ -91,6 +91,26 @@ def load_model_config(model: Model, *, offline: bool = False) -> tuple[Pretraine
     if not model.allow_beyond_window:
         require_window(spec, model.max_length)
     return with_rope(config, spec), spec
+
+
+def check_positions(config: Config, *, offline: bool = False) -> tuple[PretrainedConfig, RopeSpec]:
+    """`load_model_config` for a whole run, with what its data section asks of the positions.
+
+    Raises:
+        UserError: as `load_model_config`; or pose_length is beyond the window; or the frequencies depend on a row's
+            length and documents would share rows.
+    """
+    model_config, spec = load_model_config(config.model, offline=offline)
+    if config.data.pose_length and not config.model.allow_beyond_window:
+        require_window(spec, config.data.pose_length, "data.pose_length")
+    if spec.rope_type == "dynamic":
+        found = "dynamic, whose frequencies depend on the rows that came before"
+        raise UserError("model.rope_scaling.rope_type", found, "train with yarn or ntk; dynamic is for inference")
+    if spec.looks_at_length and (config.data.packing or config.train.per_device_train_batch_size > 1):
+        found = "longrope with two sets: a short document would get the frequencies of a long neighbour"
+        todo = "set data.packing=false and train.per_device_train_batch_size=1"
+        raise UserError("model.rope_scaling.rope_type", found, todo)
+    return model_config, spec
 
 
 def load_base(model: Model, quantization: Quantization, device: torch.device) -> Base:

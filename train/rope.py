@@ -68,7 +68,12 @@ class RopeSpec:
     @property
     def max_position_embeddings(self) -> int:
         """The extended window, in tokens (an integer: a float here breaks loaders)."""
-        return self.stated_window or int(self.original_max_position_embeddings * self.factor)
+        return self.stated_window or round(self.original_max_position_embeddings * self.factor)
+
+    @property
+    def looks_at_length(self) -> bool:
+        """Whether the frequencies depend on the row: then what a document sees depends on its neighbours in a batch."""
+        return self.rope_type == "dynamic" or (self.rope_type == "longrope" and self.short_factor != self.long_factor)
 
     def unscaled_inv_freq(self) -> torch.Tensor:
         """f_i in float64, radians per position, shape (head_dim / 2,)."""
@@ -92,10 +97,12 @@ class RopeSpec:
         YaRN: 0.1 ln s + 1 (Peng et al., arXiv 2309.00071, eq. 22). LongRoPE: sqrt(1 + ln s / ln L) (Ding et al., arXiv
         2402.13753). The others: 1.
         """
-        if self.rope_type not in ("yarn", "longrope") or self.factor <= 1.0:
+        if self.rope_type not in ("yarn", "longrope"):
             return 1.0
         if self.attention_factor is not None:
             return self.attention_factor
+        if self.factor <= 1.0:
+            return 1.0
         if self.rope_type == "yarn":
             return 0.1 * math.log(self.factor) + 1.0
         return math.sqrt(1.0 + math.log(self.factor) / math.log(self.original_max_position_embeddings))

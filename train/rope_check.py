@@ -6,7 +6,6 @@ nothing at all, silently. So what counts is what the live module computes, compa
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import torch
@@ -16,6 +15,7 @@ from data.errors import UserError
 from train.config import RopeScaling
 from train.rope import RopeSpec
 from train.rope_spelling import config_name, read_spec
+from train.rope_table import recommend
 
 # float32 keeps 24 bits: each of the few operations behind a frequency may cost half a unit in the last place.
 TOLERANCE = 2e-6
@@ -56,7 +56,9 @@ def _with_theta(config: PretrainedConfig, base: RopeSpec, scaling: RopeScaling) 
     if scaling.rope_theta is None:
         return base
     if base.rope_type != "default":
-        raise _already_scaled(config, base, scaling)
+        found = f"rope_theta under a rope that is scaled already ({base.rope_type} x{base.factor:g})"
+        todo = "leave it out, or name a rope_type together with replace_base: true"
+        raise UserError("model.rope_scaling", found, todo)
     return replace(base, rope_theta=scaling.rope_theta)
 
 
@@ -83,10 +85,11 @@ def require_window(spec: RopeSpec, max_length: int, setting: str = "model.max_le
     """
     if max_length <= spec.max_position_embeddings:
         return
-    needed = math.ceil(100 * max_length / spec.original_max_position_embeddings) / 100
-    method = spec.rope_type if spec.rope_type != "default" else "linear"
+    advice = recommend(spec.original_max_position_embeddings, max_length)
     found = f"{max_length} is beyond the window of {spec.max_position_embeddings} positions"
-    todo = f"set model.rope_scaling={{rope_type: {method}, factor: {needed:g}}}, or lower {setting}"
+    todo = f"set model.rope_scaling={{rope_type: {advice.rope_type}, factor: {advice.factor:g}}}, or lower {setting}"
+    if spec.rope_type != "default":
+        todo = f"set model.rope_scaling.factor={advice.factor:g}, or lower {setting}"
     raise UserError(setting, found, todo)
 
 

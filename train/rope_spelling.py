@@ -113,10 +113,9 @@ def read_spec(config: PretrainedConfig) -> RopeSpec:
         raise UserError(where, f"its YaRN settings are not known here ({own})", "choose a Llama-family model")
     heads = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     window, factor = int(config.max_position_embeddings), float(own.get("factor") or 1.0)
-    original = int(
-        own.get("original_max_position_embeddings") or (window if rope_type != "linear" else window / factor)
-    )
-    if rope_type == "longrope" and not own.get("factor"):
+    unscaled = round(window / factor) if rope_type == "linear" else window
+    original = int(own.get("original_max_position_embeddings") or unscaled)
+    if rope_type in ("yarn", "longrope") and not own.get("factor"):
         factor = window / original
     given = {key: _frozen(own[key]) for key in _OPTIONAL if own.get(key) is not None}
     spec = RopeSpec(rope_type, factor, float(own["rope_theta"]), int(heads), original, **given)
@@ -227,14 +226,17 @@ def _llama_cpp(spec: RopeSpec) -> Spelling:
     keys = ", ".join(f"{key}={value}" for key, value in gguf_keys(spec).items())
     if rope_freqs(spec) is not None:
         return Spelling(program, (f"{keys}; tensor rope_freqs.weight",), "no flag: the factors are in the file")
+    if spec.attention_factor is not None:
+        return Spelling(program, (keys,), "no flag: llama.cpp takes another attention factor from the file only")
     flags = {
         "linear": f"--rope-scaling linear --rope-scale {spec.factor:g} "
         f"--override-kv llama.context_length=int:{spec.max_position_embeddings}",
         "yarn": f"--rope-scaling yarn --rope-scale {spec.factor:g} --yarn-orig-ctx "
         f"{spec.original_max_position_embeddings} --yarn-beta-fast {spec.beta_fast:g} "
         f"--yarn-beta-slow {spec.beta_slow:g}",
-    }.get(spec.rope_type, f"--rope-freq-base {written_theta(spec):g}")
-    return Spelling(program, (keys, f"{flags} -c {spec.max_position_embeddings}"), "keys in the file, or flags without")
+    }.get(spec.rope_type, "")
+    theta = f"--rope-freq-base {written_theta(spec):g} -c {spec.max_position_embeddings}"
+    return Spelling(program, (keys, f"{flags} {theta}".strip()), "keys in the file, or flags without")
 
 
 def _exllama(spec: RopeSpec) -> Spelling:

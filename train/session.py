@@ -17,12 +17,11 @@ from train.checkpoint import latest, load_checkpoint, prune, save_adapter, save_
 from train.config import Config
 from train.console import Board
 from train.loop import Parts, Step, train
-from train.model import Base, attach_adapter, checkpoint_activations, load_base, load_model_config, load_tokenizer
+from train.model import Base, attach_adapter, check_positions, checkpoint_activations, load_base, load_tokenizer
 from train.optim import build_optimizer
 from train.plan import describe, estimate
 from train.recipe import corpus_of, recipe_of
 from train.rope import RopeSpec
-from train.rope_check import require_window
 from train.run import Metrics, Run, claim, record_start, require_same_start
 from train.schedule import Topology, plan_steps
 from train.validate import validation_loss
@@ -65,9 +64,7 @@ def run_training(config: Config, accelerator: Accelerator, *, resume: bool) -> N
 
 def _open(config: Config, run: Run, accelerator: Accelerator, board: Board) -> Session:
     """Cheap checks first: the config against the model's, the data, and only then the weights."""
-    model_config, spec = load_model_config(config.model)
-    if config.data.pose_length and not config.model.allow_beyond_window:
-        require_window(spec, config.data.pose_length, "data.pose_length")
+    model_config, spec = check_positions(config)
     topology = _topology(config, accelerator)
     epochs, validation = _open_data(config, run, accelerator, topology)
     plan = estimate(config, model_config)

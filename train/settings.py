@@ -47,6 +47,8 @@ def stage_configs(config: Config) -> list[Config]:
     configs: list[Config] = []
     for number, stage in enumerate(config.stages, start=1):
         settings = merge(own, stage.model_dump(exclude={"name"}))
+        if configs and "init_from" in stage.lora:
+            raise UserError(f"stage {stage.name}", "lora.init_from", "leave it out: it starts from the stage before")
         settings["run_dir"] = str(config.run_dir / "stages" / f"{number}-{stage.name}")
         if configs:
             settings["lora"] |= {"init_from": str(configs[-1].run_dir), "init_from_other_rope": True}
@@ -55,11 +57,19 @@ def stage_configs(config: Config) -> list[Config]:
     return configs
 
 
+_OF_ALL_STAGES = {
+    "lora": ("r", "lora_alpha", "target_modules", "modules_to_save"),
+    "model": ("name_or_path", "revision"),
+}
+
+
 def _require_same_adapter(whole: Config, stage: Config, name: str) -> None:
-    for key in ("r", "lora_alpha", "target_modules", "modules_to_save"):
-        if getattr(stage.lora, key) != getattr(whole.lora, key):
-            found = f"lora.{key} = {getattr(stage.lora, key)!r}, and the run has {getattr(whole.lora, key)!r}"
-            raise UserError(f"stage {name}", found, "stages train one adapter: set it for the whole run")
+    for section, keys in _OF_ALL_STAGES.items():
+        for key in keys:
+            own, run = getattr(getattr(stage, section), key), getattr(getattr(whole, section), key)
+            if own != run:
+                found = f"{section}.{key} = {own!r}, and the run has {run!r}"
+                raise UserError(f"stage {name}", found, "stages train one adapter on one base: set it for all")
 
 
 def final_config(config: Config) -> Config:

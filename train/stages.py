@@ -11,8 +11,10 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from data.errors import UserError
 from train.config import Config
 from train.console import Board
+from train.model import check_positions
 from train.run import Run, claim, record_start
 from train.session import run_training
 from train.settings import stage_configs
@@ -29,6 +31,8 @@ def run_whole(config: Config, accelerator: Accelerator, *, resume: bool) -> None
         run_training(config, accelerator, resume=resume)
         return
     board = Board(visible=accelerator.is_main_process)
+    for stage in stages:
+        _check(stage)
     run = claim(config, resume)
     accelerator.wait_for_everyone()
     if run.adapter.is_dir():
@@ -43,6 +47,14 @@ def run_whole(config: Config, accelerator: Accelerator, *, resume: bool) -> None
         _publish(Run(stages[-1].run_dir), run)
     accelerator.wait_for_everyone()
     board.say(f"done, all {len(stages)} stages: the adapter is in {run.adapter}")
+
+
+def _check(stage: Config) -> None:
+    """What would stop a stage, found before the first one trains for days."""
+    check_positions(stage)
+    for source in stage.data.sources:
+        if not source.path.is_file():
+            raise UserError(str(source.path), f"no such file (stage {stage.run_dir.name})", "give the path of a file")
 
 
 def _changes(sections: dict[str, dict[str, Any]]) -> str:

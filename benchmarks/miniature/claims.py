@@ -59,7 +59,11 @@ def check(measured: Sequence[Measured], window: int, limits: Limits) -> list[Cla
             _at_most(f"{name}: its window's end against 1 window", _ratio(model, end, window), 1.0),
             _at_most(f"{name}: largest rise on the way", _largest_rise(model, window, end), limits.rise),
             _at_least(f"{name}: cliff at 1.5 times its window", _ratio(model, end * 3 // 2, end), limits.cliff),
-            _at_most(f"{name}: tax at 1 window", tax, limits.best_tax if name == BEST else limits.tax),
+            _at_most(
+                f"{name}: tax at 1 window, against the same text unscaled",
+                tax,
+                limits.best_tax if name == BEST else limits.tax,
+            ),
         ]
     return claims
 

@@ -85,7 +85,7 @@ def run_settings(
             "name_or_path": str(base),
             "rope_scaling": {"rope_type": rope_type, "factor": factor},
             "max_length": row,
-            "allow_beyond_window": True,
+            "allow_beyond_window": rope_type == "default",
         },
         "lora": {"r": size.r, "lora_alpha": size.r, "lora_dropout": 0.0},
         "data": {"sources": [{"path": str(data.text), "format": "text"}], "validation_fraction": 0.0, **extra},

@@ -57,7 +57,7 @@ SMALL = Size(TINY, 60, 10, 1024, 4e-3, 16, 60, 24, 8, 16)
 def configs(size: Size, base: Path, data: TuningData, folder: Path) -> dict[str, Config]:
     """Every run by its name in the table."""
     w = size.window
-    long_mix = {"short_length": w, "short_share": 0.5}
+    long_mix = {"short_length": w, "short_share": 0.25}
     wanted: dict[str, dict[str, Any]] = {
         CONTROL: run_settings(size, base, data, "default", 1.0, w),
         UNSCALED_LONG: run_settings(size, base, data, "default", 1.0, 4 * w),

@@ -23,10 +23,11 @@ from peft import prepare_model_for_kbit_training
 from data.dataset import Rows, training_rows, validation_rows
 from data.tokens import Encoder
 from evals.load import compute_in_float32, device_here
+from train.adapter import attach_adapter
 from train.config import Config
 from train.console import quiet_libraries
 from train.loss import token_loss_sum
-from train.model import attach_adapter, checkpoint_activations, load_base, load_tokenizer
+from train.model import checkpoint_activations, load_base, load_tokenizer
 from train.optim import build_optimizer
 from train.recipe import corpus_of, recipe_of
 from train.settings import load_config

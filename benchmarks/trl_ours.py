@@ -11,11 +11,12 @@ from accelerate import Accelerator
 from benchmarks.trl_job import Job, Measured, MemoryMeter, Taken, device_name, installed, shape_of
 from data.dataset import Epochs
 from data.tokens import Encoder
+from train.adapter import attach_adapter
 from train.allocator import keep_freed_memory
 from train.config import Config
 from train.console import quiet_libraries
 from train.loop import Parts, train
-from train.model import attach_adapter, checkpoint_activations, load_base, load_tokenizer
+from train.model import checkpoint_activations, load_base, load_tokenizer
 from train.optim import build_optimizer
 from train.parallel import start_processes
 from train.recipe import corpus_of, recipe_of

@@ -14,8 +14,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from data.errors import UserError
 from data.render import PromptFormat
 from data.tokens import Encoder
+from train.adapter import load_adapter, require_same_rope
 from train.config import Config
-from train.model import Base, load_adapter, load_base, load_tokenizer, require_same_rope
+from train.model import Base, load_base, load_tokenizer
 from train.recipe import prompt_format_of
 from train.run import open_run
 

@@ -21,10 +21,11 @@ from data.tokens import Encoder
 from evals.gguf import GgufScorer
 from evals.load import base_model, device_here, live_model
 from evals.scoring import Scorer, TransformersScorer
-from train.config import Config, Model, RopeScaling
+from train.config import Config, Model
 from train.model import keep_weights_unpacked, load_tokenizer
 from train.rope import RopeSpec
 from train.rope_check import verify
+from train.rope_settings import RopeScaling
 from train.rope_spelling import read_spec
 from train.run import Run, read_config
 from train.settings import final_config

@@ -19,8 +19,9 @@ from evals.divergence import compare, predict
 from evals.load import live_model, load_dense
 from export.merge import EMBEDDING, HEAD, merge_shards, quantized_weights, read_deltas
 from export.ship import MAX_KL, _documents_to_check, merge_run
+from train.adapter import attach_adapter
 from train.config import Config, Lora, Model, Quantization
-from train.model import attach_adapter, checkpoint_activations, load_base, load_model_config
+from train.model import checkpoint_activations, load_base, load_model_config
 from train.plan import estimate
 from train.run import Run, open_run
 from train.session import run_training

@@ -14,10 +14,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
 from data.errors import UserError
 from export.hf_config import write_config
-from train.config import Model, Quantization, RopeScaling
+from train.config import Model, Quantization
 from train.model import load_base, load_model_config
 from train.rope import RopeSpec, RopeType
 from train.rope_check import require_window, spec_for, verify
+from train.rope_settings import RopeScaling
 from train.rope_spelling import read_spec, rope_parameters, with_rope
 
 LINEAR = RopeSpec("linear", 2.0, 10000.0, 16, 256)

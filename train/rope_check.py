@@ -12,8 +12,8 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from data.errors import UserError
-from train.config import RopeScaling
 from train.rope import RopeSpec
+from train.rope_settings import RopeScaling
 from train.rope_spelling import config_name, read_spec
 from train.rope_table import recommend
 

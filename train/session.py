@@ -12,12 +12,13 @@ from data.dataset import Epochs, validation_rows
 from data.rows import Rows
 from data.tokens import Encoder
 from train import track
+from train.adapter import attach_adapter
 from train.attention import check_isolation
 from train.checkpoint import latest, load_checkpoint, prune, save_adapter, save_checkpoint
 from train.config import Config
 from train.console import Board
 from train.loop import Parts, Step, train
-from train.model import Base, attach_adapter, check_positions, checkpoint_activations, load_base, load_tokenizer
+from train.model import Base, check_positions, checkpoint_activations, load_base, load_tokenizer
 from train.optim import build_optimizer
 from train.plan import describe, estimate
 from train.recipe import corpus_of, recipe_of

@@ -141,6 +141,11 @@ def _concluded(model: Measured, base: Measured | None, evaluator: Measured) -> d
     return found
 
 
+def _shown(result: Any) -> Any:
+    """A result without the losses of single tokens, which stay in the kept parts: there are hundreds of thousands."""
+    return {key: value for key, value in result.items() if key != "losses"} if isinstance(result, dict) else result
+
+
 def _same_tokens(a: Measured, b: Measured) -> bool:
     return a.results["paired"]["rows_sha256"] == b.results["paired"]["rows_sha256"]
 
@@ -158,7 +163,9 @@ def to_json(measured: Sequence[Measured], text: Text, settings: Settings) -> dic
                 "window": m.window,
                 "original_window": m.original_window,
                 **concluded,
-                "measurements": {name: result for name, result in m.results.items() if not name.startswith(PREFIX)},
+                "measurements": {
+                    name: _shown(found) for name, found in m.results.items() if not name.startswith(PREFIX)
+                },
                 "lm_eval": columns(m.results),
             }
             for m, concluded in zip(measured, conclusions(measured), strict=True)

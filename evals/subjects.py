@@ -23,6 +23,7 @@ from evals.load import base_model, device_here, live_model
 from evals.scoring import Scorer, TransformersScorer
 from train.config import Config, Model
 from train.model import keep_weights_unpacked, load_tokenizer
+from train.rope import FILE_NAME as ROPE_FILE
 from train.rope import RopeSpec
 from train.rope_check import verify
 from train.rope_settings import RopeScaling
@@ -176,10 +177,10 @@ def _open_directory(name: str, path: Path) -> Scorer:
 
 
 def original_window(path: Path, spec: RopeSpec) -> int:
-    """The window before scaling: from merge.json where there is one (a changed theta hides it in config.json)."""
+    """The window before scaling: from a merge's rope.json where there is one (its config may hide a changed theta)."""
     for folder in (path, path.parent / "merged"):
-        if (folder / "merge.json").is_file():
-            return int(json.loads((folder / "merge.json").read_text())["rope"]["original_max_position_embeddings"])
+        if (folder / ROPE_FILE).is_file():
+            return RopeSpec.load(folder).original_max_position_embeddings
     return spec.original_max_position_embeddings
 
 

@@ -75,6 +75,7 @@ def merge_run(path: Path, onto: Onto, dtype: str, max_kl: float | None, say: Say
         say(f"merged {shard.name} onto the {onto} base, as {dtype}")
     tokenizer = load_tokenizer(config.model.name_or_path, config.model.revision)
     write_config(aside, model_config, spec, dtype, own_head=EMBEDDING in deltas)
+    spec.save(aside)
     write_generation_config(aside, base, tokenizer)
     write_tokenizer(aside, base, tokenizer, prompt_format_of(config.data), spec.max_position_embeddings)
 

@@ -11,9 +11,13 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from conftest import settings
 
+from data.tokens import Encoder
+from evals.load import live_model
+from evals.scoring import TransformersScorer
 from export.ship import merge_run
 from train.checkpoint import latest
 from train.config import Config
+from train.model import load_tokenizer
 from train.optim import build_optimizer, optimizer_state, restore_optimizer
 from train.run import Run
 from train.session import run_training
@@ -49,6 +53,23 @@ def test_the_losses_are_those_of_the_cpu(tiny_model: Path, records: Path, tmp_pa
         run_training(config, Accelerator(cpu=cpu), resume=False)
         runs.append(losses(Run(config.run_dir)))
     assert runs[0] == pytest.approx(runs[1], rel=5e-3)
+
+
+def test_the_report_card_agrees_with_the_cpus(tiny_model: Path, records: Path, tmp_path: Path) -> None:
+    """The same adapter: bfloat16 on the GPU, float32 on the CPU; modules trained in full, so that both load."""
+    wanted = settings(tiny_model, records, tmp_path / "run", max_steps=2)
+    wanted["lora"]["modules_to_save"] = ["embed_tokens", "norm"]
+    config = Config.model_validate(wanted)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    run_training(config, Accelerator(), resume=False)
+    encoder = Encoder(load_tokenizer(str(tiny_model)))
+    rows = [list(range(20, 120)), list(range(100, 200))]
+    found = []
+    for device, exact in (("cuda", False), ("cpu", True)):
+        model = live_model(config, Run(config.run_dir).adapter, torch.device(device), exact=exact)
+        found.append(TransformersScorer(device, model, encoder, 512, 256).score(rows, 50))
+    for gpu, cpu in zip(*found, strict=True):
+        assert gpu.nll.mean() == pytest.approx(cpu.nll.mean(), rel=1e-2)
 
 
 def test_paged_moments_are_restored_into_paged_memory() -> None:

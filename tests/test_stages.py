@@ -155,13 +155,19 @@ def test_stages_need_names_of_their_own(staged) -> None:
         validate(settings, "test")
 
 
-def test_a_run_can_start_from_the_merge_of_another(staged, records: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("rope_type", ["linear", "ntk"])
+def test_a_run_can_start_from_the_merge_of_another(staged, records: Path, tmp_path: Path, rope_type: str) -> None:
     """The second way to hand over: the merged model is the base, and keeps the rope that it was merged with."""
-    done = run(staged())
+    wanted = staged().model_dump(mode="json")
+    wanted["model"]["rope_scaling"]["rope_type"] = rope_type
+    done = run(validate(wanted, "test"))
     merged = merge_run(done.path, "dequantized", "float32", None, lambda _: None).folder
     wanted = settings(merged, records, tmp_path / "second", max_steps=1)
     wanted["model"] = {"name_or_path": str(merged), "max_length": 200}
     second = run(validate(wanted, "test"))
     rope = RopeSpec.load(second.adapter)
-    assert (rope.rope_type, rope.factor, rope.original_max_position_embeddings) == ("linear", 4.0, 256)
+    assert (rope.rope_type, rope.factor, rope.original_max_position_embeddings) == (rope_type, 4.0, 256)
+    wanted["model"]["rope_scaling"] = {"rope_type": "linear", "factor": 2.0}
+    with pytest.raises(UserError, match=f"already scaled: {rope_type} x4"):
+        run(validate({**wanted, "run_dir": str(tmp_path / "third")}, "test"))
     assert merge_run(second.path, "dequantized", "float32", None, lambda _: None).verified

@@ -19,6 +19,11 @@ def config(tmp_path: Path, *trackers: str) -> Config:
     return Config.model_validate({**MINIMAL, "run_dir": str(tmp_path / "run"), "report_to": list(trackers)})
 
 
+def test_a_stage_is_named_by_its_run_too() -> None:
+    assert track.run_name(Path("runs/x")) == "x"
+    assert track.run_name(Path("runs/x/stages/1-text")) == "x-1-text"
+
+
 def test_tensorboard_records(tmp_path: Path, warnings: list[str]) -> None:
     trackers = track.start_trackers(config(tmp_path, "tensorboard"), warnings.append)
     track.log(trackers, {"loss": 1.0}, 1, warnings.append)

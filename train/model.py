@@ -28,6 +28,7 @@ from transformers import (
 from data.errors import UserError
 from train.attention import NAME as PACKED_ATTENTION
 from train.config import Config, Model, Quantization
+from train.rope import FILE_NAME as ROPE_FILE
 from train.rope import RopeSpec
 from train.rope_check import require_window, spec_for, verify
 from train.rope_spelling import with_rope
@@ -78,10 +79,16 @@ def load_model_config(model: Model, *, offline: bool = False) -> tuple[Pretraine
     if window and model.max_length > window:
         found = f"its layers only see the last {window} tokens, and rows are {model.max_length} long"
         raise UserError(model.name_or_path, found, f"set model.max_length={window}: sliding windows are not supported")
-    spec = spec_for(config, model.rope_scaling)
+    spec = spec_for(config, model.rope_scaling, _known_rope(model))
     if not model.allow_beyond_window:
         require_window(spec, model.max_length)
     return with_rope(config, spec), spec
+
+
+def _known_rope(model: Model) -> RopeSpec | None:
+    """What a merge of ours says about its rope, beside its config."""
+    folder = Path(model.name_or_path).expanduser()
+    return RopeSpec.load(folder) if (folder / ROPE_FILE).is_file() else None
 
 
 def check_positions(config: Config, *, offline: bool = False) -> tuple[PretrainedConfig, RopeSpec]:

@@ -23,13 +23,16 @@ TOLERANCE = 2e-6
 ANGLE_TOLERANCE = 4e-7
 
 
-def spec_for(config: PretrainedConfig, scaling: RopeScaling) -> RopeSpec:
+def spec_for(config: PretrainedConfig, scaling: RopeScaling, own: RopeSpec | None = None) -> RopeSpec:
     """The spec of a base model's config under the scaling that was asked for; `default` keeps the model's own.
+
+    Args:
+        own: the base's rope where it is known better than from its config, which shows a changed theta as a plain rope.
 
     Raises:
         UserError: the base is already scaled and the new scaling was not told to replace that, or its rope is unknown.
     """
-    base = read_spec(config)
+    base = own or read_spec(config)
     if scaling.rope_type == "default":
         return _with_theta(config, base, scaling)
     if base.rope_type != "default" and not scaling.replace_base:

@@ -32,10 +32,15 @@ _ADVICE = {"wandb": " (WANDB_MODE=offline records without an account)"}
 
 def _make(name: str, config: Config) -> GeneralTracker:
     if name == "tensorboard":
-        return TensorBoardTracker(config.run_dir.name, logging_dir=str(config.run_dir / "tensorboard"))
+        return TensorBoardTracker(run_name(config.run_dir), logging_dir=str(config.run_dir / "tensorboard"))
     if not os.environ.get("WANDB_MODE") and not os.environ.get("WANDB_API_KEY") and not _has_wandb_login():
         raise RuntimeError("no account is set up (wandb login) and WANDB_MODE is not set")
-    return WandBTracker("ropewalk", name=config.run_dir.name, dir=str(config.run_dir))
+    return WandBTracker("ropewalk", name=run_name(config.run_dir), dir=str(config.run_dir))
+
+
+def run_name(run_dir: Path) -> str:
+    """The run's directory; of a stage, the run's and its own."""
+    return f"{run_dir.parents[1].name}-{run_dir.name}" if run_dir.parent.name == "stages" else run_dir.name
 
 
 def _has_wandb_login() -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
@@ -41,10 +42,10 @@ def main() -> int:
     began = time.perf_counter()
     size = SMALL if arguments.small else FULL
     measured, report = run(size, arguments.folder)
-    write_card(report, None, arguments.folder)
+    claims = check(measured, size.window, Limits())
+    write_card({**report, "claims": [asdict(claim) for claim in claims]}, None, arguments.folder)
     console = Console(highlight=False, soft_wrap=True)
     console.print(Markdown((arguments.folder / "report.md").read_text()))
-    claims = check(measured, size.window, Limits())
     console.print(*map(str, claims), sep="\n", markup=False)
     console.print(
         f"written: {arguments.folder}/report.md, .json, .png; {time.perf_counter() - began:.0f} s", markup=False

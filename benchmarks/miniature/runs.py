@@ -50,7 +50,7 @@ class Size:
         return tuple(self.window * half // 2 for half in (1, 2, 4, 6, 8, 12))
 
 
-FULL = Size(MINIATURE, 240, 40, 4096, 4e-3, 32, 600, 128, 16, 64)
+FULL = Size(MINIATURE, 240, 40, 4096, 4e-3, 32, 600, 96, 8, 64)
 SMALL = Size(TINY, 60, 10, 1024, 4e-3, 16, 60, 24, 8, 16)
 
 

@@ -98,12 +98,21 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_small_miniature_trains_measures_and_tells(small: Path) -> None:
     report = json.loads((small / "report.json").read_text())
     models = {m["name"]: m for m in report["models"]}
-    window, end = str(SMALL.window), str(4 * SMALL.window)
     assert [m["window"] for m in report["models"]] == [64, 256, 64, 128, 256]
-    # Even so small: tuned at length, it is better out there than the base, and than scaling alone.
-    assert models[YARN_4]["paired"][end]["value"] < 0.97 * models["base"]["paired"][end]["value"]
+
+    def ratio(name: str, windows: float, against: float = 1) -> float:
+        found = models[name]["paired"]
+        at, reference = (str(round(n * SMALL.window)) for n in (windows, against))
+        return found[at]["value"] / found[reference]["value"]
+
+    # The shape of the table, even so small: what is not extended breaks, what is holds to its end and not beyond.
+    assert ratio("base", 4) > 1.5
+    assert ratio(CONTROL, 4) > 1.5
+    assert ratio(YARN_4, 4) < 1.15
+    assert ratio(LINEAR_2, 2) < 1.15
+    assert ratio(LINEAR_2, 3, 2) > 1.3
+    end = str(4 * SMALL.window)
     assert models[YARN_4]["paired"][end]["value"] < models["base, scaled"]["paired"][end]["value"]
-    assert abs(models[LINEAR_2]["short_context_tax"][window]["value"]) < 0.1
     assert (small / "report.png").read_bytes().startswith(b"\x89PNG")
     assert "| context | base | base, scaled | same data, unscaled |" in (small / "report.md").read_text()
 

@@ -67,7 +67,7 @@ class BaseRecipe:
 
 MINIATURE = BaseRecipe()
 TINY = BaseRecipe(
-    vocab_size=512, hidden_size=64, intermediate_size=192, layers=2, window=64, every_nth=14, steps=120, rows=16
+    vocab_size=512, hidden_size=64, intermediate_size=192, layers=2, window=64, every_nth=14, steps=500, rows=32
 )
 
 

@@ -51,7 +51,7 @@ class Size:
 
 
 FULL = Size(MINIATURE, 240, 40, 4096, 4e-3, 32, 600, 96, 8, 64)
-SMALL = Size(TINY, 60, 10, 1024, 4e-3, 16, 60, 24, 8, 16)
+SMALL = Size(TINY, 50, 10, 1024, 4e-3, 16, 60, 24, 8, 16)
 
 
 def configs(size: Size, base: Path, data: TuningData, folder: Path) -> dict[str, Config]:

@@ -29,7 +29,7 @@ from train.run import Run
 from train.settings import validate
 
 FACTOR = 8
-STEPS = replace(FULL, steps=160, instruction_steps=0, tokens_per_step=8192, learning_rate=4e-3, rows=24, sliding_rows=6)
+STEPS = replace(FULL, steps=100, instruction_steps=0, tokens_per_step=8192, learning_rate=4e-3, rows=24, sliding_rows=6)
 
 
 @exits_on_user_error

@@ -38,6 +38,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.stories", description=__doc__)
     parser.add_argument("model", type=Path)
     parser.add_argument("text", type=Path)
+    parser.add_argument("--steps", type=int, default=STEPS.steps, help=f"of each run ({STEPS.steps})")
     parser.add_argument("--folder", type=Path, default=Path("runs/stories"))
     arguments = parser.parse_args()
     quiet_libraries()
@@ -45,7 +46,8 @@ def main() -> int:
     *known, held_out = read_text(arguments.text).documents
     if not known:
         raise UserError(str(arguments.text), "one document", "give at least two: the last measures, the others train")
-    wanted = configs(STEPS, arguments.model, write_text(arguments.folder, known), window, arguments.folder)
+    size = replace(STEPS, steps=arguments.steps)
+    wanted = configs(size, arguments.model, write_text(arguments.folder, known), window, arguments.folder)
     for name, config in wanted.items():
         train(name, config)
     text = Text(held_out.name, (held_out,))

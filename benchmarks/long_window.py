@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import shutil
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import AutoConfig
 
+from benchmarks.miniature.tuning_data import write_jsonl
 from data.errors import exits_on_user_error
 from evals.measures import Settings, default_contexts
 from evals.report_card import evaluate, to_json
@@ -57,7 +56,12 @@ def main() -> int:
     text = read_text(None)
     measured = evaluate(subjects, text, settings, arguments.folder / "parts", lambda line: print(line, flush=True))
     seconds = {"training": trained - began, "evaluation": time.perf_counter() - trained}
-    report = {**to_json(measured, text, settings), "seconds": seconds, "device": _device(), "config": _json(config)}
+    report = {
+        **to_json(measured, text, settings),
+        "seconds": seconds,
+        "device": _device(),
+        "config": config.model_dump(mode="json"),
+    }
     write_card(report, None, arguments.folder)
     arguments.results.mkdir(parents=True, exist_ok=True)
     for name in ("report.json", "report.md", "report.png"):
@@ -104,7 +108,7 @@ def write_packages(folder: Path, length: int, characters_per_token: float = 3.5)
     packages = itertools.groupby(known, key=lambda document: Path(document.name).parent)
     texts = [text for _, files in packages for text in _joined(list(files), length * characters_per_token)]
     path = folder / "text.jsonl"
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    write_jsonl(path, ({"text": text} for text in texts))
     return path
 
 
@@ -120,10 +124,6 @@ def _joined(files: Sequence[Document], characters: float) -> Iterator[str]:
 
 def _device() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-
-
-def _json(config: Config) -> dict[str, Any]:
-    return config.model_dump(mode="json")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -7,7 +7,6 @@ kept for measuring. Extended eightfold by three recipes, beside the same data at
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,8 @@ from typing import Any
 from transformers import AutoConfig
 
 from benchmarks.miniature.__main__ import train
-from benchmarks.miniature.runs import CONTROL, FULL, UNSCALED_LONG, Size, run_settings
-from benchmarks.miniature.tuning_data import TuningData
+from benchmarks.miniature.runs import CONTROL, FULL, UNSCALED_LONG, Size, run_settings, slug
+from benchmarks.miniature.tuning_data import TuningData, write_jsonl
 from data.errors import UserError, exits_on_user_error
 from evals.measures import Settings, default_contexts
 from evals.report_card import evaluate, to_json
@@ -66,7 +65,7 @@ def write_text(folder: Path, documents: list[Any]) -> TuningData:
     """The documents to train on, as a .jsonl file."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "text.jsonl"
-    path.write_text("".join(json.dumps({"text": document.text}) + "\n" for document in documents))
+    write_jsonl(path, ({"text": document.text} for document in documents))
     return TuningData(path, path)
 
 
@@ -83,8 +82,7 @@ def configs(size: Size, base: Path, data: TuningData, window: int, folder: Path)
         "yarn x8": run_settings(size, base, data, "yarn", FACTOR, long),
         "yarn x8 mixed, embed + norm": in_full,
     }
-    slugs = {name: name.replace(", ", "-").replace(" + ", "-").replace(" ", "-") for name in wanted}
-    return {name: validate({"run_dir": str(folder / slugs[name]), **wanted[name]}, name) for name in wanted}
+    return {name: validate({"run_dir": str(folder / slug(name)), **wanted[name]}, name) for name in wanted}
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 from evals.paired import TARGETS, paired
@@ -58,15 +58,15 @@ def default_contexts(original: int, extended: int, most: int | None = None) -> t
 
 
 class Materials:
-    """The text as one scorer reads it; rows are made when first asked for."""
+    """The text as one scorer reads it, encoded once; rows are made when first asked for."""
 
     def __init__(self, scorer: Scorer, text: Text, settings: Settings) -> None:
-        self._scorer, self._text, self._settings = scorer, text, settings
+        self._encode, self._text, self._settings = cache(scorer.encode), text, settings
 
     @cached_property
     def rows(self) -> Rows:
         """Long rows, as long as the longest context."""
-        return long_rows(self._text, self._scorer.encode, self._settings.contexts[-1], self._settings.rows)
+        return long_rows(self._text, self._encode, self._settings.contexts[-1], self._settings.rows)
 
     @cached_property
     def sliding_rows(self) -> Rows:
@@ -74,7 +74,7 @@ class Materials:
         tokens = self._settings.sliding_tokens
         length = max(tokens // SLIDING_ROWS, min(2 * self._settings.contexts[-1], tokens))
         count = max(1, tokens // length)
-        return long_rows(self._text, self._scorer.encode, length, count, fewest=count)
+        return long_rows(self._text, self._encode, length, count, fewest=count)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from evals.paired import Paired, key_tokens
 from evals.scoring import Scorer
 from evals.subjects import Subject
 from evals.text import Text
+from train.run import write_whole
 
 Say = Callable[[str], None]
 
@@ -83,7 +84,8 @@ def _fill(
             began = time.perf_counter()
             result = unit.measure(scorer, materials)
             seconds = time.perf_counter() - began
-            _keep(files[unit.name], {"subject": subject.name, "unit": unit.name, "seconds": seconds, "result": result})
+            record = {"subject": subject.name, "unit": unit.name, "seconds": seconds, "result": result}
+            write_whole(files[unit.name], json.dumps(record))
             if unit.name != "windows":
                 say(f"{subject.name}: {number}/{len(missing)} {unit.name} {_brief(result)} ({seconds:.1f} s)")
     del scorer, materials
@@ -92,13 +94,6 @@ def _fill(
 
 def _windows(scorer: Scorer, materials: Materials) -> dict[str, int]:
     return {"window": scorer.window, "original_window": scorer.original_window}
-
-
-def _keep(path: Path, record: dict[str, Any]) -> None:
-    """Written aside, then renamed: a result is whole or not there."""
-    aside = path.with_suffix(".partial")
-    aside.write_text(json.dumps(record))
-    aside.rename(path)
 
 
 def _digest(subject: Subject, text: Text, unit: Unit) -> str:

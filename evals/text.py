@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ class Text:
     source: str
     documents: tuple[Document, ...]
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         """Hash of every name and text."""
         digest = hashlib.sha256()

@@ -177,7 +177,7 @@ def rope_freqs(spec: RopeSpec) -> np.ndarray | None:
     Raises:
         UserError: `longrope` with unequal factors, which one tensor cannot say.
     """
-    if spec.rope_type == "longrope" and spec.short_factor != spec.long_factor:
+    if spec.rope_type == "longrope" and spec.looks_at_length:
         found = "longrope with different short and long factors"
         raise UserError("GGUF", found, "export another format; one rope_freqs tensor cannot hold both")
     if spec.rope_type not in ("ntk_by_parts", "llama3", "longrope") and not _has_own_betas(spec):
@@ -221,7 +221,7 @@ def _has_own_betas(spec: RopeSpec) -> bool:
 
 def _llama_cpp(spec: RopeSpec) -> Spelling:
     program = "llama.cpp (GGUF)"
-    if spec.rope_type == "dynamic" or (spec.rope_type == "longrope" and spec.short_factor != spec.long_factor):
+    if spec.looks_at_length:
         return Spelling(program, (), f"cannot: llama.cpp has no {spec.rope_type} for Llama models")
     keys = ", ".join(f"{key}={value}" for key, value in gguf_keys(spec).items())
     if rope_freqs(spec) is not None:

@@ -76,7 +76,7 @@ class Run:
         """Write a JSON file under the run directory, whole or not at all."""
         path = self.path / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write_whole(path, json.dumps(content, indent=2, default=str) + "\n")
+        write_whole(path, json.dumps(content, indent=2, default=str) + "\n")
 
 
 def open_run(path: Path) -> tuple[Run, Config]:
@@ -144,7 +144,7 @@ def require_same_start(run: Run, sources: dict[str, str], rows_per_step: int) ->
 def record_start(run: Run, config: Config, topology: str) -> None:
     """Write what the run is and where it runs."""
     run.path.mkdir(parents=True, exist_ok=True)
-    _write_whole(run.config, config_yaml(config))
+    write_whole(run.config, config_yaml(config))
     run.write_json("environment.json", environment(topology))
 
 
@@ -196,7 +196,7 @@ class Metrics:
 
     def __init__(self, path: Path, start: int) -> None:
         kept = [line for line in _lines(path) if json.loads(line)["step"] <= start]
-        _write_whole(path, "".join(kept))
+        write_whole(path, "".join(kept))
         self._path = path
 
     def write(self, record: dict[str, Any]) -> None:
@@ -205,7 +205,7 @@ class Metrics:
             file.write(json.dumps(record) + "\n")
 
 
-def _write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
     """Write aside, then rename: the file is whole or not there."""
     aside = path.with_name(f".{path.name}.partial")
     aside.write_text(text)

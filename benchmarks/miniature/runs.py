@@ -67,12 +67,13 @@ def configs(size: Size, base: Path, data: TuningData, folder: Path) -> dict[str,
         YARN_4: run_settings(size, base, data, "yarn", 4.0, 4 * w),
         BEST: run_settings(size, base, data, "yarn", 4.0, 4 * w, **long_mix),
     }
-    named = {name: {"run_dir": str(folder / _slug(name)), **settings} for name, settings in wanted.items()}
+    named = {name: {"run_dir": str(folder / slug(name)), **settings} for name, settings in wanted.items()}
     return {name: validate(settings, name) for name, settings in named.items()}
 
 
-def _slug(name: str) -> str:
-    return name.replace(", ", "-").replace(" ", "-")
+def slug(name: str) -> str:
+    """A run's name as that of its directory."""
+    return name.replace(", ", "-").replace(" + ", "-").replace(" ", "-")
 
 
 def run_settings(

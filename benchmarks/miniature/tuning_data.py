@@ -9,7 +9,7 @@ import ast
 import hashlib
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,8 +32,8 @@ def write_tuning_data(folder: Path, text_tokens: int, longest_row: int, records:
     known = sorted((d for d in documents() if not held_out(d.name)), key=_shuffled)
     data = TuningData(folder / "text.jsonl", folder / "instructions.jsonl")
     long_enough = [d for d in known if len(d.text) > longest_row * CHARACTERS_PER_TOKEN]
-    _write(data.text, ({"text": d.text} for d in _up_to(long_enough, text_tokens * CHARACTERS_PER_TOKEN)))
-    _write(data.instructions, _first(records, (r for d in known for r in instructions(d))))
+    write_jsonl(data.text, ({"text": d.text} for d in _up_to(long_enough, text_tokens * CHARACTERS_PER_TOKEN)))
+    write_jsonl(data.instructions, _first(records, (r for d in known for r in instructions(d))))
     return data
 
 
@@ -69,5 +69,6 @@ def _first(count: int, records: Iterator[dict[str, str]]) -> Iterator[dict[str, 
         yield record
 
 
-def _write(path: Path, records: Iterator[dict[str, str]]) -> None:
+def write_jsonl(path: Path, records: Iterable[dict[str, str]]) -> None:
+    """One record a line."""
     path.write_text("".join(json.dumps(record) + "\n" for record in records))

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from data.render import PROMPT_FORMATS
+from train.quantize_settings import Quantize
 from train.rope_settings import RopeScaling
 from train.section import NonNegative, Positive, Probability, Section
 
@@ -198,6 +199,7 @@ class Config(Section):
     lora: Lora = Lora()
     data: Data
     train: Train = Train()
+    quantize: Quantize = Quantize()
     stages: tuple[Stage, ...] = ()
     """Parts in order, each starting from the adapter before: {name, and what differs: model, lora, data, train}."""
 

@@ -28,7 +28,7 @@ from train.settings import final_config, validate
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "tokenizers", "safetensors")
 # These change neither the data nor the numbers of a run, so they may differ when it is resumed.
-FREE_TO_CHANGE = ("run_dir", "report_to", "train.save_steps", "train.save_total_limit", "train.eval_steps")
+FREE_TO_CHANGE = ("run_dir", "report_to", "train.save_steps", "train.save_total_limit", "train.eval_steps", "quantize")
 
 
 @dataclass(frozen=True)
@@ -176,11 +176,15 @@ def _git_commit() -> str | None:
 
 def _require_same(run: Run, config: Config) -> None:
     there, wanted = dict(_flat(read_config(run).model_dump(mode="json"))), dict(_flat(config.model_dump(mode="json")))
-    differing = [key for key in wanted if there.get(key) != wanted[key] and key not in FREE_TO_CHANGE]
+    differing = [key for key in wanted if there.get(key) != wanted[key] and not _is_free(key)]
     if differing:
         listed = "".join(f"\n     {key}: {there.get(key)!r} there, {wanted[key]!r} now" for key in differing)
         todo = "choose another run_dir, or remove the directory"
         raise UserError(str(run.path), f"holds a run with another config:{listed}", todo)
+
+
+def _is_free(key: str) -> bool:
+    return any(key == free or key.startswith(f"{free}.") for free in FREE_TO_CHANGE)
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,0 +1,158 @@
+"""What is known about one quantized variant: how it was made, where it loads, and what it lost. Kept beside it.
+
+`runs/x/gptq-4bit-32g-actorder_True/variant.json`, `runs/x/gguf/Q4_K_M.json`: written last, so that a variant with such
+a record is whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from train.run import write_whole
+
+RECORD = "variant.json"
+GGUF_FOLDER = "gguf"
+
+
+@dataclass(frozen=True)
+class File:
+    """One file: its name within the variant's directory, its bytes and their hash."""
+
+    name: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class LoadsIn:
+    """Whether a program takes the variant.
+
+    Attributes:
+        program: `transformers`, `vLLM`, `llama.cpp`, `ExLlama` (1), `ExLlamaV2`.
+        loads: what the rule says, or what happened.
+        seen: True where it was loaded there; False where it is known by rule.
+        note: how to load it, or why it is refused.
+    """
+
+    program: str
+    loads: bool
+    seen: bool
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What was lost against the merged model, over the last `tokens` tokens of rows of `context` tokens.
+
+    Attributes:
+        kl: mean KL(merged || variant) per token, in nats.
+        top1: share of tokens for which both prefer the same next token.
+        perplexity: the variant's; merged_perplexity: of the merged model on the same tokens.
+    """
+
+    context: int
+    tokens: int
+    kl: float
+    top1: float
+    perplexity: float
+    merged_perplexity: float
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """One finished variant.
+
+    Attributes:
+        name: as in `Planned`; method: gptq, awq or gguf.
+        settings: the variant's section of the config; calibration: dataset, samples, sequence_length, tokens, sha256 of
+            the ids, and `what` in words; None where it is not calibrated.
+        files: every file but this record, with the path relative to the variant's folder.
+        bits_per_weight: 8 x bytes of the weight files / parameters.
+        loads_in: a line for each program.
+        stranger: what a separate process without our code found (strangers/); None where it was not asked.
+        losses: one per context length.
+        max_kl: above it a variant is marked.
+        merged_sha256: of the manifest of the merged model that it was made from; merge_verified: as its merge.json says.
+        versions: of the packages that made it; seconds: that it took.
+    """
+
+    name: str
+    method: str
+    settings: dict[str, Any]
+    calibration: dict[str, Any] | None
+    files: tuple[File, ...]
+    bits_per_weight: float
+    loads_in: tuple[LoadsIn, ...]
+    stranger: dict[str, Any] | None
+    losses: tuple[Loss, ...]
+    max_kl: float
+    merged_sha256: str
+    merge_verified: bool
+    versions: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(file.size for file in self.files)
+
+    @property
+    def worst_kl(self) -> float | None:
+        """The largest KL that was measured."""
+        return max((loss.kl for loss in self.losses), default=None)
+
+    @property
+    def beyond_bound(self) -> bool:
+        """Whether it lost more than the stated bound."""
+        return self.worst_kl is not None and self.worst_kl > self.max_kl
+
+    def folder(self, run: Path) -> Path:
+        """Where its files are."""
+        return folder_of(run, self.name, self.method)
+
+    def save(self, run: Path) -> None:
+        """Write the record, whole."""
+        write_whole(record_of(run, self.name, self.method), json.dumps(asdict(self), indent=2) + "\n")
+
+
+def folder_of(run: Path, name: str, method: str) -> Path:
+    """The directory of a variant's files; all GGUF files share one."""
+    return run / (GGUF_FOLDER if method == "gguf" else name)
+
+
+def record_of(run: Path, name: str, method: str) -> Path:
+    """The path of a variant's record."""
+    return folder_of(run, name, method) / (f"{name}.json" if method == "gguf" else RECORD)
+
+
+def read_artefact(record: Path) -> Artefact:
+    """The artefact of a record."""
+    content: dict[str, Any] = json.loads(record.read_text())
+    made_of = {"files": File, "loads_in": LoadsIn, "losses": Loss}
+    parts = {key: tuple(kind(**item) for item in content[key]) for key, kind in made_of.items()}
+    return Artefact(**{**content, **parts})
+
+
+def artefacts(run: Path) -> list[Artefact]:
+    """Every finished variant of a run, by method and then by size, largest first."""
+    records = [*run.glob(f"gptq-*/{RECORD}"), *run.glob(f"awq-*/{RECORD}"), *run.glob(f"{GGUF_FOLDER}/*.json")]
+    order = ("gptq", "awq", "gguf")
+    return sorted(map(read_artefact, records), key=lambda a: (order.index(a.method), -a.size, a.name))
+
+
+def files_of(folder: Path, paths: Iterable[Path]) -> tuple[File, ...]:
+    """Names, sizes and hashes of files, sorted by name."""
+    return tuple(
+        File(path.relative_to(folder).as_posix(), path.stat().st_size, sha256_of(path)) for path in sorted(paths)
+    )
+
+
+def sha256_of(path: Path) -> str:
+    """Hash of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -77,7 +77,7 @@ class Artefact:
         stranger: what a separate process without our code found (strangers/); None where it was not asked.
         losses: one per context length.
         max_kl: above it a variant is marked.
-        merged_sha256: of the manifest of the merged model that it was made from; merge_verified: as its merge.json says.
+        merged_sha256: of the manifest of the merged model that it was made from; merge_verified: as merge.json says.
         versions: of the packages that made it; seconds: that it took.
     """
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from itertools import islice
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel
 
@@ -59,6 +61,29 @@ class Predictions:
         return self.hidden[part] @ self.head.T
 
 
+class Logits(Protocol):
+    """Whatever gives the logits of some of the tokens; `compare` asks for them in order, each once."""
+
+    def logits(self, part: slice) -> torch.Tensor:
+        """Shape (len(part), vocabulary)."""
+        ...
+
+
+class StreamedLogits:
+    """Logits as they come from a program that computes them token by token, such as llama.cpp.
+
+    Args:
+        rows: float32 arrays, shape (vocabulary,), one a token; each may be overwritten when the next is asked for.
+    """
+
+    def __init__(self, rows: Iterator[np.ndarray]) -> None:
+        self._rows = rows
+
+    def logits(self, part: slice) -> torch.Tensor:
+        """The next len(part) rows."""
+        return torch.from_numpy(np.stack([row.copy() for row in islice(self._rows, part.stop - part.start)]))
+
+
 @torch.no_grad()
 def predict(model: PreTrainedModel, documents: Iterable[Example]) -> Predictions:
     """Run the model over the documents, each on its own.
@@ -78,12 +103,17 @@ def predict(model: PreTrainedModel, documents: Iterable[Example]) -> Predictions
     return Predictions(torch.cat(hidden), head_of(model).weight.detach().float().cpu().clone(), torch.cat(targets))
 
 
-def compare(reference: Predictions, other: Predictions) -> Divergence:
-    """Compare two models' predictions of the same tokens."""
+def compare(reference: Predictions, other: Logits) -> Divergence:
+    """Compare two models' predictions of the same tokens.
+
+    Where one has rows for more tokens than the other (padding), only those that both have are compared.
+    """
     sums, largest, tokens = torch.zeros(4, dtype=torch.float64), 0.0, len(reference.targets)
     for start in range(0, tokens, CHUNK):
         part = slice(start, start + CHUNK)
         ours, theirs = reference.logits(part), other.logits(part)
+        shared = min(ours.shape[-1], theirs.shape[-1])
+        ours, theirs = ours[:, :shared], theirs[:, :shared]
         largest = max(largest, float((ours - theirs).abs().max()))
         sums += _sums(ours, theirs, reference.targets[part])
     kl, agreed, our_loss, their_loss = (sums / tokens).tolist()

@@ -111,6 +111,15 @@ class GgufScorer:
         self._make_room(max(map(len, rows), default=1))
         return [self._score(row, last) for row in rows]
 
+    def logits(self, row: Sequence[int], last: int) -> Iterator[np.ndarray]:
+        """What predicts each of the final `last` tokens of a row, one after another.
+
+        Each is float32, shape (vocabulary,), and a view that later ones replace.
+        """
+        self._make_room(len(row))
+        self._clear()
+        return self._decode(row[:-1], 0, len(row) - last - 1)
+
     def generate(self, ids: Sequence[int], count: int) -> list[int]:
         """The `count` likeliest tokens after `ids`, one by one; fewer where eos comes: it is then the last."""
         self._make_room(len(ids) + count)
@@ -127,8 +136,7 @@ class GgufScorer:
     def _score(self, row: Sequence[int], last: int) -> Scores:
         first = len(row) - last
         nll, correct = np.empty(last, np.float32), np.empty(last, np.bool_)
-        self._clear()
-        for i, logits in enumerate(self._decode(row[:-1], 0, first - 1)):
+        for i, logits in enumerate(self.logits(row, last)):
             target, highest = row[first + i], logits.max()
             nll[i] = highest + np.log(np.exp(logits - highest).sum(dtype=np.float64)) - logits[target]
             correct[i] = logits.argmax() == target

@@ -76,6 +76,7 @@ class Artefact:
         loads_in: a line for each program.
         stranger: what a separate process without our code found (strangers/); None where it was not asked.
         losses: one per context length.
+        loss_of: what they were measured on, as a hash: losses with equal ones can be compared.
         max_kl: above it a variant is marked.
         merged_sha256: of the manifest of the merged model that it was made from; merge_verified: as merge.json says.
         versions: of the packages that made it; seconds: that it took.
@@ -95,6 +96,7 @@ class Artefact:
     merge_verified: bool
     versions: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
+    loss_of: str = ""
 
     @property
     def size(self) -> int:

@@ -1,0 +1,109 @@
+"""The merged model of a run as the quantizers take it: whole, verified, and with what a stranger has to find in it."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from data.errors import UserError
+from data.tokens import Encoder
+from evals.load import MERGE_RECORD
+from export.manifest import require_intact
+from export.merge import EMBEDDING, shard_files
+from export.stranger import Expected, training_prompt
+from train.config import Config
+from train.model import load_tokenizer
+from train.recipe import corpus_of, prompt_format_of
+from train.rope import RopeSpec
+from train.run import Run, open_run
+
+
+@dataclass(frozen=True)
+class MergedModel:
+    """A run's merge on disk.
+
+    Attributes:
+        sha256: of its manifest; verified: whether it says what the live model says.
+    """
+
+    run: Run
+    config: Config
+    path: Path
+    sha256: str
+    verified: bool
+
+    @cached_property
+    def spec(self) -> RopeSpec:
+        """The rope that it was trained with."""
+        return RopeSpec.load(self.path)
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """Its own tokenizer."""
+        return Encoder(load_tokenizer(str(self.path)))
+
+    @cached_property
+    def model_config(self) -> dict[str, Any]:
+        """Its config.json."""
+        return json.loads((self.path / "config.json").read_text())
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every weight, read without the weights."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        for shard in shard_files(self.path):
+            with safe_open(shard, framework="pt") as tensors:
+                shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+        return shapes
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in all its weights."""
+        return sum(math.prod(shape) for shape in self.shapes.values())
+
+    @property
+    def size(self) -> int:
+        """Bytes of its weight files."""
+        return sum(shard.stat().st_size for shard in shard_files(self.path))
+
+    @cached_property
+    def expected(self) -> Expected:
+        """What a runtime has to see in whatever is made from it.
+
+        Raises:
+            UserError: the training records are no longer there, or none of them has a prompt.
+        """
+        conversations = corpus_of(self.config).conversations
+        prompt_format = prompt_format_of(self.config.data)
+        prompt, ids = training_prompt(conversations, self.encoder, prompt_format, self.config.train.seed)
+        return Expected(self.spec, self.shapes[EMBEDDING][0], self.encoder.bos_ids, self.encoder.eos_id, prompt, ids)
+
+
+def open_merged(path: Path, *, force: bool = False) -> MergedModel:
+    """The merged model of a finished run.
+
+    Args:
+        force: take an unverified merge too.
+
+    Raises:
+        UserError: the run is not finished or not merged, its merge is not whole, or not verified.
+    """
+    run, config = open_run(path)
+    unverified = run.path / f"{run.merged.name}-unverified"
+    merged = run.merged if run.merged.is_dir() or not force else unverified
+    if not (merged / MERGE_RECORD).is_file():
+        there = f" (there is {unverified}, which failed its check)" if unverified.is_dir() else ""
+        todo = f"python -m scripts.merge {path}" + (", or --force to take it as it is" if there else "")
+        raise UserError(str(path), f"no merged model{there}", todo)
+    manifest = require_intact(merged)
+    verified = bool(json.loads((merged / MERGE_RECORD).read_text())["verified"])
+    if not verified and not force:
+        found = "this merge is marked unverified: it is not the model that was trained"
+        raise UserError(str(merged), found, "merge again; --force takes it all the same, and the card will say so")
+    return MergedModel(run, config, merged, manifest.sha256, verified)

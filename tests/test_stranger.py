@@ -1,0 +1,103 @@
+"""What a stranger's report is judged by."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from conftest import ROOT
+from test_structure import ORDER, imported_packages
+from transformers import PreTrainedTokenizerFast
+
+from data.errors import UserError
+from data.records import Conversation, Turn
+from data.render import PROMPT_FORMATS
+from data.tokens import Encoder
+from export.stranger import Expected, judged, training_prompt
+from train.rope import RopeSpec
+
+LINEAR = RopeSpec("linear", 2.0, 10000.0, 16, 256)
+YARN = RopeSpec("yarn", 4.0, 10000.0, 16, 256)
+EXPECTED = Expected(LINEAR, 400, [1], 2, "A chat.", [1, 5, 6])
+
+
+def transformers_report(spec: RopeSpec, **changes: Any) -> dict[str, Any]:
+    rope = {
+        "inv_freq": spec.inv_freq().tolist(),
+        "attention_scaling": spec.attention_scaling(),
+        "max_position_embeddings": spec.max_position_embeddings,
+    }
+    return report(program="transformers", rope=rope, **changes)
+
+
+def report(**changes: Any) -> dict[str, Any]:
+    seen = {"vocab_size": 400, "bos_id": 1, "eos_id": 2, "adds_bos": True, "prompt_ids": [1, 5, 6]}
+    said = {"generated_ids": [7], "text": "hm", "stopped": "eos", "chat_template": True, "n_ctx": 512}
+    return {"version": "1", "max_rss_bytes": 1, **seen, **said, **changes}
+
+
+def wrong(found: dict[str, Any]) -> list[str]:
+    return [check["what"] for check in found["checks"] if not check["ok"]]
+
+
+@pytest.mark.parametrize("spec", [LINEAR, YARN], ids=lambda spec: spec.rope_type)
+def test_what_was_trained_passes(spec: RopeSpec) -> None:
+    found = judged(transformers_report(spec), replace(EXPECTED, spec=spec), None)
+    assert found["ok"]
+    assert wrong(found) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"vocab_size": 401}, "vocabulary"),
+        ({"eos_id": 3}, "eos"),
+        ({"bos_id": 0}, "bos"),
+        ({"adds_bos": False}, "adds bos by itself"),
+        ({"prompt_ids": [1, 5, 7]}, "a training prompt's ids"),
+        ({"chat_template": None}, "chat template"),
+    ],
+)
+def test_whatever_differs_is_named_and_refused(changes: dict, named: str) -> None:
+    found = judged(transformers_report(LINEAR, **changes), EXPECTED, None)
+    assert (found["ok"], wrong(found)) == (False, [named])
+
+
+def test_a_lost_rope_is_refused() -> None:
+    unscaled = replace(LINEAR, rope_type="default", factor=1.0)
+    found = judged(transformers_report(unscaled), EXPECTED, None)
+    assert not found["ok"]
+    assert wrong(found) == ["rope frequencies (linear, factor 2)", "context window"]
+
+
+def test_an_attention_factor_is_part_of_the_rope() -> None:
+    lost = transformers_report(YARN)
+    lost["rope"]["attention_scaling"] = 1.0
+    assert wrong(judged(lost, replace(EXPECTED, spec=YARN), None)) == ["rope attention factor"]
+
+
+def test_an_answer_that_does_not_end_is_told_but_only_where_the_merged_model_ends_one() -> None:
+    endless = transformers_report(LINEAR, stopped="limit")
+    found = judged(endless, EXPECTED, {"stopped": "eos"})
+    assert (found["ok"], wrong(found)) == (True, ["its answer ends"])
+    assert wrong(judged(endless, EXPECTED, {"stopped": "limit"})) == []
+
+
+def test_the_prompt_is_one_that_was_trained(tokenizer: PreTrainedTokenizerFast) -> None:
+    encoder = Encoder(tokenizer)
+    text = Conversation("t", "", None, (Turn("", "plain text"),), kind="text")
+    chat = Conversation("c", "", None, (Turn("What is 2+2?", "It is 4."),))
+    prompt, ids = training_prompt((text, chat), encoder, PROMPT_FORMATS["airoboros-2.1"], seed=3)
+    assert prompt.startswith("A chat.")
+    assert prompt.endswith("ASSISTANT:")
+    assert tokenizer(prompt)["input_ids"] == ids
+    with pytest.raises(UserError, match="no record with a prompt"):
+        training_prompt((text,), encoder, PROMPT_FORMATS["airoboros-2.1"], seed=3)
+
+
+def test_the_strangers_import_nothing_of_ours() -> None:
+    scripts = list((ROOT / "export" / "strangers").glob("*.py"))
+    assert len(scripts) >= 2
+    for script in scripts:
+        assert not imported_packages(script) & set(ORDER), script

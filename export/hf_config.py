@@ -57,14 +57,12 @@ def write_config(folder: Path, base: PretrainedConfig, spec: RopeSpec, dtype: st
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def write_generation_config(folder: Path, base: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    """The base's generation_config.json with this tokenizer's eos, or a plain one."""
+def write_generation_config(folder: Path, base: Path) -> None:
+    """The base's generation_config.json, or a plain one."""
     settings = GenerationConfig.from_pretrained(str(base)) if (base / "generation_config.json").is_file() else None
     generation = settings or GenerationConfig()
     # transformers refuses to save sampling settings that are switched off, as many older checkpoints have them.
     generation.do_sample = generation.do_sample or any((generation.temperature, generation.top_p, generation.top_k))
-    generation.eos_token_id = tokenizer.eos_token_id
-    generation.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     generation.save_pretrained(str(folder))
 
 

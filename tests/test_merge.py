@@ -17,8 +17,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from data.errors import UserError
 from evals.divergence import compare, predict
 from evals.load import live_model, load_dense
-from export.merge import as_trained, merge_shards, quantized_weights, read_deltas
+from export.merge import as_trained, merge_shards, quantized_weights
 from export.ship import merge_run
+from export.updates import read_deltas
 from train.config import Config, Quantization
 from train.model import load_base, load_model_config
 from train.rope_check import verify
@@ -144,7 +145,7 @@ def test_a_merge_that_lost_something_is_not_published(run: Path, monkeypatch: py
     def halved(adapter: Path):
         return {name: type(d)(d.a, d.b, d.scaling / 2) for name, d in whole(adapter).items()}
 
-    monkeypatch.setattr("export.ship.read_deltas", halved)
+    monkeypatch.setattr("export.source.read_deltas", halved)
     shipped = merge(run)
     assert not shipped.verified
     assert shipped.folder.name == "merged-unverified"

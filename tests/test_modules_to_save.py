@@ -17,8 +17,11 @@ from transformers import LlamaForCausalLM
 from data.errors import UserError
 from evals.divergence import compare, predict
 from evals.load import live_model, load_dense
-from export.merge import EMBEDDING, HEAD, merge_shards, quantized_weights, read_deltas
-from export.ship import MAX_KL, _documents_to_check, merge_run
+from export.merge import EMBEDDING, HEAD, merge_shards, quantized_weights
+from export.parity import records_to_check
+from export.ship import MAX_KL, merge_run
+from export.source import Form, open_source
+from export.updates import read_deltas
 from train.adapter import attach_adapter
 from train.config import Config, Lora, Model, Quantization
 from train.model import checkpoint_activations, load_base, load_model_config
@@ -158,7 +161,7 @@ def test_the_plan_counts_them(tiny_model: Path, records: Path, tmp_path: Path, m
 def kl_of(run: Run, merged: Path) -> float:
     """From the live model, on the records that a merge is checked with."""
     config = open_run(run.path)[1]
-    documents, _ = _documents_to_check(run, config)
+    documents = records_to_check(open_source(run.path, Form())).documents
     return compare(
         predict(live_model(config, run.adapter, CPU), documents), predict(load_dense(merged, CPU), documents)
     ).kl
@@ -195,7 +198,8 @@ def test_a_head_untied_by_training_has_a_place_among_the_shards(run: Run, tmp_pa
     LlamaForCausalLM.from_pretrained(config.model.name_or_path).save_pretrained(sharded, max_shard_size="100KB")
     names = quantized_weights(load_model_config(config.model)[0])
     updates = read_deltas(run.adapter)
-    files = list(merge_shards(sharded, updates, names, config.quantization, "dequantized", torch.float16, folder, CPU))
+    wanted = (sharded, updates, names, config.quantization, "dequantized", torch.float16, folder, CPU)
+    files = list(merge_shards(*wanted, max_shard_size=50_000))
     assert len(files) > 2
     index = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
     assert index == {name: file.name for file in files for name in load_file(file)}

@@ -4,6 +4,7 @@ config.yaml        the resolved config            environment.json   versions, g
 data.json          the accounting of the data     plan.json          memory, steps and rope before the start
 metrics.jsonl      one object per step            checkpoints/       step-NNNNNN, newest last
 adapter/           the result                     evals/, merged/    what later commands add
+base.json          which weights the base has
 stages/            a directory like this one for each stage, where a run has stages
 """
 
@@ -23,6 +24,7 @@ import torch
 import yaml
 
 from data.errors import UserError
+from train.base_identity import record_base
 from train.config import Config
 from train.settings import final_config, validate
 
@@ -142,8 +144,13 @@ def require_same_start(run: Run, sources: dict[str, str], rows_per_step: int) ->
 
 
 def record_start(run: Run, config: Config, topology: str) -> None:
-    """Write what the run is and where it runs."""
+    """Write what the run is, on which base, and where it runs.
+
+    Raises:
+        UserError: a resumed run's base changed.
+    """
     run.path.mkdir(parents=True, exist_ok=True)
+    record_base(run.path, config.model.name_or_path, config.model.revision)
     write_whole(run.config, config_yaml(config))
     run.write_json("environment.json", environment(topology))
 

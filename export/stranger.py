@@ -104,10 +104,14 @@ def judged(report: dict[str, Any], expected: Expected, merged: dict[str, Any] | 
         merged: the stranger's report about the merged model itself, to compare the end of the answer with.
     """
     checks = list(_checks(report, expected, merged))
-    kept = ("program", "version", "text", "stopped", "n_ctx", "max_rss_bytes", "load_seconds")
+    kept = ("program", "version", "text", "stopped", "max_rss_bytes", "load_seconds")
     speed = ("tokens_per_second", "prompt_tokens_per_second")
+    # transformers makes its cache as it goes, llama.cpp at once and for the whole context.
+    used = len(report["prompt_ids"]) + len(report["generated_ids"])
+    own = {"n_ctx": report["n_ctx"] if "rope_freqs" in report["rope"] else used}
     ok = all(check.ok for check in checks if check.must)
-    return {"ok": ok, "checks": [asdict(check) for check in checks], **{key: report.get(key) for key in kept + speed}}
+    figures = {key: report.get(key) for key in kept + speed} | own
+    return {"ok": ok, "checks": [asdict(check) for check in checks], **figures}
 
 
 def _checks(report: dict[str, Any], expected: Expected, merged: dict[str, Any] | None) -> Iterator[Check]:
@@ -151,7 +155,14 @@ def _llama_cpp_rope(rope: dict[str, Any], spec: RopeSpec) -> Iterator[Check]:
     yield _close("rope frequency scale", 1.0 / keys.get("llama.rope.scaling.factor", 1.0), rope["freq_scale"])
     yield _equal("rope scaling type", keys.get("llama.rope.scaling.type", "linear"), rope["scaling_type"])
     yield _equal("context window", keys["llama.context_length"], rope["context_length"])
-    yield _equal("rope factors in a tensor", rope_freqs(spec) is not None, bool(rope["has_rope_freqs"]))
+    yield _close("rope attention factor key", keys.get("llama.rope.scaling.attn_factor", 1.0), rope["attn_factor"])
+    factors = rope_freqs(spec)
+    if factors is None:
+        yield _equal("rope factors in a tensor", None, rope["rope_freqs"])
+        return
+    live = np.asarray(rope["rope_freqs"] or [], dtype=np.float32)
+    same = live.shape == factors.shape and bool(np.allclose(live, factors, rtol=TOLERANCE, atol=0.0))
+    yield Check("rope factors in a tensor", f"the {len(factors)} of the closed form", f"{len(live)} factors", same)
 
 
 def _equal(what: str, expected: Any, found: Any) -> Check:

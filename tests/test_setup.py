@@ -41,7 +41,7 @@ def fail_at(what: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 )
 def test_a_failed_step_is_named_with_its_reason(checkout: Path, monkeypatch, capsys, what: str, step: str) -> None:
     fail_at(what, monkeypatch)
-    assert setup.main() == 1
+    assert setup.main([]) == 1
     message = capsys.readouterr().err
     assert message.startswith("setup failed: ")
     assert step in message
@@ -52,18 +52,18 @@ def test_a_failed_step_is_named_with_its_reason(checkout: Path, monkeypatch, cap
 
 def test_done_once_until_an_input_changes(checkout: Path, monkeypatch) -> None:
     ran = fail_at("nothing", monkeypatch)
-    assert setup.main() == 0
+    assert setup.main([]) == 0
     assert len(ran) == 3
-    assert setup.main() == 0
+    assert setup.main([]) == 0
     assert len(ran) == 3
     (checkout / "constraints.txt").write_text("torch==2.13.0\n")
-    assert setup.main() == 0
+    assert setup.main([]) == 0
     assert len(ran) == 6
 
 
 def test_every_install_is_constrained_and_torch_comes_first(checkout: Path, monkeypatch) -> None:
     ran = fail_at("nothing", monkeypatch)
-    setup.main()
+    setup.main([])
     assert all("-c constraints.txt" in command for command in ran[1:])
     assert ran[1].endswith("torch")
     assert "transformers" in ran[2]
@@ -71,7 +71,7 @@ def test_every_install_is_constrained_and_torch_comes_first(checkout: Path, monk
 
 def test_an_old_python_is_told_what_is_needed(checkout: Path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(setup.sys, "version_info", (3, 9, 1))
-    assert setup.main() == 1
+    assert setup.main([]) == 1
     assert "Python 3.9 is too old; run it with Python 3.11" in capsys.readouterr().err
 
 

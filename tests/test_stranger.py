@@ -77,6 +77,38 @@ def test_an_attention_factor_is_part_of_the_rope() -> None:
     assert wrong(judged(lost, replace(EXPECTED, spec=YARN), None)) == ["rope attention factor"]
 
 
+def llama_cpp_report(**rope: Any) -> dict[str, Any]:
+    """What llama.cpp says of a file with LINEAR."""
+    right = {"freq_base": 10000.0, "freq_scale": 0.5, "scaling_type": "linear", "context_length": 512}
+    return report(program="llama.cpp", rope={**right, "attn_factor": 1.0, "rope_freqs": None, **rope})
+
+
+@pytest.mark.parametrize(
+    ("rope", "named"),
+    [
+        ({"freq_base": 500000.0}, "rope theta"),
+        ({"freq_scale": 1.0}, "rope frequency scale"),
+        ({"scaling_type": "yarn"}, "rope scaling type"),
+        ({"context_length": 256}, "context window"),
+        ({"attn_factor": 1.1}, "rope attention factor key"),
+        ({"rope_freqs": [1.0] * 8}, "rope factors in a tensor"),
+    ],
+)
+def test_llama_cpp_is_held_to_the_keys_that_it_was_given(rope: dict, named: str) -> None:
+    assert judged(llama_cpp_report(), EXPECTED, None)["ok"]
+    assert wrong(judged(llama_cpp_report(**rope), EXPECTED, None)) == [named]
+
+
+def test_factors_in_a_tensor_are_compared_one_by_one() -> None:
+    by_parts = replace(LINEAR, rope_type="ntk_by_parts")
+    factors = by_parts.divisors().tolist()
+    plain = {"freq_scale": 1.0, "rope_freqs": factors}
+    assert judged(llama_cpp_report(**plain), replace(EXPECTED, spec=by_parts), None)["ok"]
+    off = [*factors[:-1], factors[-1] * 1.01]
+    seen = judged(llama_cpp_report(**{**plain, "rope_freqs": off}), replace(EXPECTED, spec=by_parts), None)
+    assert wrong(seen) == ["rope factors in a tensor"]
+
+
 def test_an_answer_that_does_not_end_is_told_but_only_where_the_merged_model_ends_one() -> None:
     endless = transformers_report(LINEAR, stopped="limit")
     found = judged(endless, EXPECTED, {"stopped": "eos"})

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,7 +58,7 @@ def convert(merged: Path, spec: RopeSpec, out: Path, type: Dense, say: Say) -> P
     Raises:
         UserError: llama.cpp cannot run this rope or tokenizer, or the converter cannot be had.
     """
-    keys, factors = gguf_keys(spec), rope_freqs(spec)
+    gguf_keys(spec)  # refuses what llama.cpp does not have, before anything is made
     require_llama_cpp()
     script = converter(say)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -66,11 +67,23 @@ def convert(merged: Path, spec: RopeSpec, out: Path, type: Dense, say: Say) -> P
         staged = _stage(merged, spec, Path(aside) / "model")
         raw = Path(aside) / "raw.gguf"
         _run_converter(script, staged, raw, type, _name_of(merged), merged)
-        written = read(raw)
-        content = written.with_keys(keys | tokenizer_keys(written, merged, encoder), _is_rope_scaling)
-        write(finished, content if factors is None else content.with_tensor(ROPE_FREQS, factors))
+        content = read(raw)
+        content = roped(content.with_keys(tokenizer_keys(content, merged, encoder)), spec)
+        write(finished, content)
         _compare_tokenizers(finished, content, merged, encoder, say)
     return out
+
+
+def roped(content: Content, spec: RopeSpec) -> Content:
+    """A file's content with this rope, in the place of whatever scaling it had.
+
+    Raises:
+        UserError: llama.cpp does not have this rope.
+    """
+    factors = rope_freqs(spec)
+    kept = replace(content, tensors=tuple(tensor for tensor in content.tensors if tensor.name != ROPE_FREQS))
+    keyed = kept.with_keys(gguf_keys(spec), dropped=lambda key: ".rope.scaling." in key)
+    return keyed if factors is None else keyed.with_tensor(ROPE_FREQS, factors)
 
 
 def _compare_tokenizers(path: Path, content: Content, merged: Path, encoder: Encoder, say: Say) -> None:
@@ -94,10 +107,6 @@ def _stage(merged: Path, spec: RopeSpec, folder: Path) -> Path:
     plain = {key: value for key, value in config.items() if key not in _ROPE_SETTINGS}
     (folder / "config.json").write_text(json.dumps(plain | {"rope_theta": written_theta(spec)}))
     return folder
-
-
-def _is_rope_scaling(key: str) -> bool:
-    return ".rope.scaling." in key
 
 
 def _name_of(merged: Path) -> str:

@@ -54,9 +54,9 @@ class Content:
         return replace(self, keys=kept | {key: _value(self.keys.get(key), new) for key, new in added.items()})
 
     def with_tensor(self, name: str, data: np.ndarray) -> Content:
-        """With a float32 tensor in front of the others, in place of an older one of that name."""
+        """With a float32 tensor in front of the others."""
         new = Tensor(name, GGMLQuantizationType.F32, np.ascontiguousarray(data, np.float32), data.size)
-        return replace(self, tensors=(new, *(tensor for tensor in self.tensors if tensor.name != name)))
+        return replace(self, tensors=(new, *self.tensors))
 
     def plain(self, key: str) -> Any:
         """The value of a key, or None."""

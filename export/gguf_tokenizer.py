@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from data.tokens import Encoder
@@ -60,12 +61,26 @@ def scores(tokenizer_json: Path, pieces: Sequence[str]) -> list[float]:
 
 
 def read_differently(path: Path, encoder: Encoder, texts: Sequence[str] = SAMPLES) -> list[str]:
-    """Those of the texts that llama.cpp tokenizes otherwise than training did."""
-    file = require_llama_cpp().Llama(str(path), vocab_only=True, verbose=False)
+    """Those of the texts that llama.cpp tokenizes otherwise than training did; only the vocabulary is loaded."""
+    lib = require_llama_cpp()
+    lib.llama_backend_init()
+    settings = lib.llama_model_default_params()
+    settings.vocab_only = True
+    model = lib.llama_model_load_from_file(str(path).encode(), settings)
+    if not model:
+        raise RuntimeError(f"{path}: llama.cpp cannot read its vocabulary")
     try:
-        return [t for t in texts if file.tokenize(t.encode(), add_bos=False, special=False) != encoder.text_ids(t)]
+        vocab = lib.llama_model_get_vocab(model)
+        return [text for text in texts if _ids(lib, vocab, text.encode()) != encoder.text_ids(text)]
     finally:
-        file.close()
+        lib.llama_model_free(model)
+
+
+def _ids(lib: ModuleType, vocab: Any, text: bytes) -> list[int]:
+    """llama.cpp's tokens of a text: no special ones added, none recognized in it."""
+    room = len(text) + 8
+    ids = (lib.llama_token * room)()
+    return list(ids[: lib.llama_tokenize(vocab, text, len(text), ids, room, False, False)])
 
 
 def _marks_the_first_word(encoder: Encoder) -> bool:

@@ -22,7 +22,7 @@ from data.records import Conversation
 from data.render import PromptFormat, draws, render
 from data.tokens import Encoder
 from train.rope import RopeSpec
-from train.rope_spelling import gguf_keys, rope_freqs, written_theta, written_window
+from train.rope_spelling import gguf_keys, rope_freqs, rope_parameters, written_theta, written_window
 
 SCRIPTS = Path(__file__).parent / "strangers"
 STOPS = ("USER:",)
@@ -134,6 +134,8 @@ def rope_checks(report: dict[str, Any], spec: RopeSpec) -> Iterator[Check]:
     rope = report["rope"]
     if "inv_freq" in rope:
         yield from _transformers_rope(rope, spec)
+    elif "parameters" in rope:
+        yield from _vllm_rope(rope, spec)
     else:
         yield from _llama_cpp_rope(rope, spec)
 
@@ -147,6 +149,13 @@ def _transformers_rope(rope: dict[str, Any], spec: RopeSpec) -> Iterator[Check]:
     yield Check(name, f"the closed form's {len(wanted)}", f"off by {error:.1e} (relative)", error <= TOLERANCE)
     yield _close("rope attention factor", spec.attention_scaling(), rope["attention_scaling"])
     yield _equal("context window", written_window(spec), rope["max_position_embeddings"])
+
+
+def _vllm_rope(rope: dict[str, Any], spec: RopeSpec) -> Iterator[Check]:
+    wanted = rope_parameters(spec)
+    found = {key: rope["parameters"].get(key) for key in wanted}
+    yield _equal("rope parameters", wanted, found)
+    yield _equal("context window", spec.max_position_embeddings, rope["max_model_len"])
 
 
 def _llama_cpp_rope(rope: dict[str, Any], spec: RopeSpec) -> Iterator[Check]:

@@ -99,6 +99,16 @@ def test_llama_cpp_is_held_to_the_keys_that_it_was_given(rope: dict, named: str)
     assert wrong(judged(llama_cpp_report(**rope), EXPECTED, None)) == [named]
 
 
+def test_vllm_is_held_to_the_parameters_of_the_config() -> None:
+    rope = {"parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0, "type": "linear"}}
+    seen = judged(report(program="vLLM", rope={**rope, "max_model_len": 512}), EXPECTED, None)
+    assert seen["ok"]
+    rope["parameters"] = {"rope_type": "default", "rope_theta": 10000.0}
+    assert wrong(judged(report(program="vLLM", rope={**rope, "max_model_len": 512}), EXPECTED, None)) == [
+        "rope parameters"
+    ]
+
+
 def test_factors_in_a_tensor_are_compared_one_by_one() -> None:
     by_parts = replace(LINEAR, rope_type="ntk_by_parts")
     factors = by_parts.divisors().tolist()

@@ -20,7 +20,7 @@ from typing import Any
 # Threads that wait do not spin: on a busy machine that costs more than the work itself. Read when the library loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-import llama_cpp  # noqa: E402  # pyright: ignore[reportMissingImports]
+import llama_cpp  # pyright: ignore[reportMissingImports]
 
 BATCH = 512  # tokens decoded at a time
 ROPE_FREQS = b"rope_freqs.weight"

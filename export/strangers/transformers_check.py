@@ -12,6 +12,7 @@ import resource
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -30,7 +31,7 @@ def main() -> int:
         "program": "transformers",
         "version": transformers.__version__,
         "rope": rope_of(model),
-        "vocab_size": len(model.get_input_embeddings().weight),
+        "vocab_size": model.get_input_embeddings().weight.shape[0],
         "bos_id": tokenizer.bos_token_id,
         "eos_id": tokenizer.eos_token_id,
         "adds_bos": tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id,
@@ -47,7 +48,7 @@ def main() -> int:
     return 0
 
 
-def load(path: str):
+def load(path: str) -> tuple[Any, Any]:
     """The model as its config.json says, on the GPU where there is one; and its tokenizer."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return (

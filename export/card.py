@@ -109,7 +109,8 @@ def _body(facts: Facts) -> str:
     )
     text = environment.get_template("card.md.jinja").render(_context(facts))
     # The author's home directory is nobody's business.
-    return _single_blank_lines(text.replace(f"{Path.home()}/", "~/"))
+    shown = text.replace(f"{facts.run.absolute()}/", "").replace(f"{Path.home()}/", "~/")
+    return _single_blank_lines(shown)
 
 
 def _single_blank_lines(text: str) -> str:

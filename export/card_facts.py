@@ -162,7 +162,7 @@ def gather(path: Path, options: Options) -> Facts:
         merge=merge,
         report=read_json(path / "evals" / "report.json"),
         pictures=tuple(picture for picture in PICTURES if (path / picture).is_file()),
-        artefacts=_artefacts(path),
+        artefacts=read_artefacts(path),
         base_licence=licence_of_base(base, options.base_license),
         data_licence=licence_of_data(options.data_license),
     )
@@ -230,7 +230,12 @@ def _stage(name: str, config: Config, run: Run) -> Stage:
     return Stage(name, config, read_json(run.path / "data.json"), progress_of([json.loads(line) for line in lines]))
 
 
-def _artefacts(path: Path) -> tuple[Artefact, ...]:
+def read_artefacts(path: Path) -> tuple[Artefact, ...]:
+    """Every finished variant of a run.
+
+    Raises:
+        UserError: the record of one cannot be read.
+    """
     try:
         return tuple(artefacts(path))
     except (ValueError, KeyError, TypeError) as error:

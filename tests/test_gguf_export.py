@@ -1,4 +1,4 @@
-"""A merged model as GGUF files: llama.cpp computes, reads and continues what transformers does."""
+"""A merged model as a GGUF file: llama.cpp computes and reads what transformers does."""
 
 from __future__ import annotations
 
@@ -9,96 +9,23 @@ from typing import Any
 
 import numpy as np
 import pytest
-import sentencepiece
 import torch
-from conftest import tiny_config
-from tokenizers import Tokenizer, decoders, models, normalizers
-from tokenizers.processors import TemplateProcessing
-from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
+from gguf_model import FACTOR, LINEAR, TEXTS, WINDOW, dense_fixture, merged_fixture, nll, token_ids  # noqa: F401
+from transformers import AutoModelForCausalLM
 
 from data.errors import UserError
 from data.tokens import Encoder
-from evals.gguf import GgufScorer
-from export.gguf import convert, lossless_type, predicted_size, quantize, roped, split
-from export.gguf_file import Content, bits_per_weight, read, shards_of, whole, write
+from export.gguf import convert, lossless_type, quantize, roped
+from export.gguf_file import Content, read, whole, write
 from export.gguf_tokenizer import SAMPLES, read_differently
 from export.hf_config import write_config
-from export.llama_cpp_source import converter
 from train.model import load_tokenizer
-from train.quantize_settings import GgufType
 from train.rope import RopeSpec
 
 pytestmark = pytest.mark.program
-pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed: nothing can be quantized or loaded")
 
-WINDOW, FACTOR, HEAD_DIM = 64, 4.0, 64
-LINEAR = RopeSpec("linear", FACTOR, 10000.0, HEAD_DIM, WINDOW)
 # Of the loss of a token, in nats. Reached: 2e-4 with attention as sharp as here; another rope is off by 1 and more.
 EXACT = 1e-3
-TEXTS = [
-    "A chat.\nUSER: What is the capital of France?\nASSISTANT: It is Paris, and it has been for a long time.\n",
-    "The rope is laid in a long lane, strand by strand, and then it is stretched until it holds.\n",
-    "def double(x):\n    return 2 * x\n\n\nprint(double(21))  # forty-two, the answer to it all\n",
-    "You are a pirate. Say hello to the sea, the oldest of them, and a good morning to you!\n",
-]
-
-
-def train_sentencepiece(path: Path, size: int = 600) -> None:
-    """A tokenizer.model with the rules of Llama-2's."""
-    sentencepiece.SentencePieceTrainer.train(  # pyright: ignore[reportAttributeAccessIssue]
-        sentence_iterator=iter(TEXTS * 20),
-        model_prefix=str(path.with_suffix("")),
-        model_type="bpe",
-        vocab_size=size,
-        byte_fallback=True,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        split_digits=True,
-        hard_vocab_limit=False,
-        minloglevel=2,
-    )
-
-
-def fast_tokenizer(path: Path) -> PreTrainedTokenizerFast:
-    """The same tokenizer for transformers: merges in the order of the scores of what they make."""
-    pieces = sentencepiece.SentencePieceProcessor(model_file=str(path))  # pyright: ignore[reportCallIssue]
-    vocab = {pieces.id_to_piece(i): i for i in range(pieces.get_piece_size())}
-    special = {"<unk>", "<s>", "</s>"}
-    words = [piece for piece, i in vocab.items() if piece not in special and not pieces.is_byte(i)]
-    order = sorted(words, key=lambda piece: -pieces.get_score(vocab[piece]))
-    merges = [(p[:i], p[i:]) for p in order for i in range(1, len(p)) if p[:i] in vocab and p[i:] in vocab]
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="</s>"
-    )
-
-
-def save_merged(folder: Path, spec: RopeSpec = LINEAR) -> Path:
-    """A directory as a merge leaves it: float16 weights, a scaled rope, SentencePiece, a chat template."""
-    folder.mkdir(parents=True)
-    train_sentencepiece(folder / "tokenizer.model")
-    tokenizer = fast_tokenizer(folder / "tokenizer.model")
-    tokenizer.chat_template = "{{ bos_token }}{% for m in messages %}USER: {{ m.content }}{% endfor %}"
-    torch.manual_seed(0)
-    shape = {"hidden_size": 256, "intermediate_size": 512, "max_position_embeddings": WINDOW}
-    model = LlamaForCausalLM(tiny_config(len(tokenizer), **shape))
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim == 2:  # sharp attention: a changed rotation moves the logits
-                parameter.normal_(std=0.25 if "q_proj" in name or "k_proj" in name else 0.08)
-    model.half().save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    write_config(folder, model.config, spec, "float16")
-    return folder
-
-
-def token_ids(count: int) -> list[int]:
-    return [270 + (7 * i * i + 11 * i) % 100 for i in range(count)]
 
 
 def expected_nll(merged: Path, spec: RopeSpec, ids: list[int]) -> np.ndarray:
@@ -109,25 +36,6 @@ def expected_nll(merged: Path, spec: RopeSpec, ids: list[int]) -> np.ndarray:
     with torch.no_grad():
         logits = model(torch.tensor([ids])).logits[0, :-1]
     return torch.nn.functional.cross_entropy(logits, torch.tensor(ids[1:]), reduction="none").numpy()
-
-
-def nll(path: Path, ids: list[int]) -> np.ndarray:
-    with GgufScorer(path, exact=True) as scorer:
-        return scorer.score([ids], len(ids) - 1)[0].nll
-
-
-@pytest.fixture(scope="module")
-def merged(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    try:
-        converter(print)
-    except UserError as error:
-        pytest.skip(f"llama.cpp's converter is not here and cannot be fetched: {error.found}")
-    return save_merged(tmp_path_factory.mktemp("run") / "rope-walk" / "merged")
-
-
-@pytest.fixture(scope="module")
-def dense(merged: Path) -> Path:
-    return convert(merged, LINEAR, merged.parent / "gguf" / "F32.gguf", "F32", print)
 
 
 def test_llama_cpp_computes_what_transformers_does(merged: Path, dense: Path) -> None:
@@ -229,80 +137,6 @@ def test_a_tokenizer_that_llama_cpp_was_not_taught_is_refused(tiny_model: Path, 
     with pytest.raises(UserError, match="does not know this tokenizer"):
         convert(tiny_model, spec, tmp_path / "x.gguf", "F16", print)
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("type", ["BF16", "Q8_0", "Q5_1", "Q4_K_M", "IQ4_NL", "IQ2_XS", "IQ1_S"])
-def test_each_type_has_the_size_that_was_predicted(dense: Path, tmp_path: Path, type: GgufType) -> None:
-    """And keeps the rope's factors as they are."""
-    source = write(tmp_path / "source.gguf", roped(read(dense), replace(LINEAR, rope_type="llama3")))
-    flat = {t.name: np.ones(t.data.shape[-1], np.float32) for t in read(dense).tensors if t.data.ndim == 2}
-    imatrix = flat if type.startswith(("IQ1", "IQ2")) else None
-    said: list[str] = []
-    path = quantize(source, tmp_path / f"{type}.gguf", type, imatrix, said.append)
-    predicted = predicted_size(source, type, imatrix=imatrix is not None)
-    assert (path.stat().st_size, bits_per_weight(path)) == (predicted.bytes, pytest.approx(predicted.bits_per_weight))
-    assert said == []
-    before, after = read(source), read(path)
-    kept, quantized = ({tensor.name: tensor for tensor in content.tensors} for content in (before, after))
-    assert kept.keys() == quantized.keys()
-    np.testing.assert_array_equal(quantized["rope_freqs.weight"].data, kept["rope_freqs.weight"].data)
-    assert after.plain("llama.rope.freq_base") == before.plain("llama.rope.freq_base")
-    assert bits_per_weight(path) < {"BF16": 16.1, "Q8_0": 8.6, "Q5_1": 6.3, "Q4_K_M": 5.6}.get(type, 5.5)
-
-
-def test_a_type_that_needs_an_importance_matrix_says_so(dense: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="IQ2_XXS: this type needs an importance matrix"):
-        quantize(dense, tmp_path / "x.gguf", "IQ2_XXS", None, print)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_tensors_that_fall_back_are_counted(tmp_path: Path, dense: Path) -> None:
-    """Rows of 320 numbers are no multiple of 256, which k-quants need."""
-    content = read(dense)
-    shapes = dict.fromkeys(("blk.0.ffn_gate.weight", "blk.0.ffn_up.weight"), (320, 256))
-    shapes["blk.0.ffn_down.weight"] = (256, 320)
-    tensors = tuple(
-        replace(t, data=np.ones(shapes[t.name], np.float32), parameters=256 * 320) if t.name in shapes else t
-        for t in content.tensors
-    )
-    odd = write(tmp_path / "odd.gguf", replace(content, tensors=tensors))
-    said: list[str] = []
-    quantize(odd, tmp_path / "x.gguf", "Q3_K_S", None, said.append)
-    assert said == ["Q3_K_S: 1 tensors are stored as q4_0 instead of q3_K: their rows are no multiple of 256 numbers"]
-
-
-def test_a_failure_of_llama_cpp_is_a_message(tmp_path: Path) -> None:
-    broken = tmp_path / "broken.gguf"
-    broken.write_bytes(b"GGUF, but not really")
-    with pytest.raises(UserError, match=r"llama.cpp ended with code 1: .*broken.gguf"):
-        quantize(broken, tmp_path / "x.gguf", "Q8_0", None, print)
-    assert list(tmp_path.iterdir()) == [broken]
-
-
-def test_the_parts_of_a_split_file_are_one_model(dense: Path, tmp_path: Path) -> None:
-    path = write(tmp_path / "F32.gguf", read(dense))
-    ids, whole_bits = token_ids(100), bits_per_weight(path)
-    with GgufScorer(path, exact=True) as scorer:
-        answer, scores = scorer.generate(ids, 12), scorer.score([ids], 50)[0].nll
-    parts = split(path, "2M")
-    count = len(parts)
-    assert count > 2
-    assert [part.name for part in parts] == [f"F32-{n + 1:05d}-of-{count:05d}.gguf" for n in range(count)]
-    assert sorted(tmp_path.iterdir()) == parts == shards_of(parts[0])
-    assert max(part.stat().st_size for part in parts) <= 2_000_000
-    assert bits_per_weight(parts[0]) == pytest.approx(whole_bits)
-    with GgufScorer(parts[0], exact=True) as scorer:
-        assert scorer.generate(ids, 12) == answer
-        np.testing.assert_array_equal(scorer.score([ids], 50)[0].nll, scores)
-
-
-def test_a_small_file_is_not_split_and_a_large_tensor_cannot_be(dense: Path, tmp_path: Path) -> None:
-    assert split(dense, "50G") == [dense]
-    content = read(dense).with_tensor("large", np.zeros(300_000))
-    path = write(tmp_path / "large.gguf", content)
-    with pytest.raises(UserError, match="large alone needs"):
-        split(path, "1M")
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_file_that_is_not_finished_has_no_name(tmp_path: Path) -> None:

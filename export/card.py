@@ -18,6 +18,7 @@ from export.artefact import Artefact
 from export.card_facts import Facts, Options, gather, read_json
 from export.card_gaps import limits, warnings
 from export.card_licence import Licence
+from export.card_merge import bases_table, hashes_table
 from export.card_metadata import metadata, with_metadata
 from train.rope_spelling import spellings
 from train.run import write_whole
@@ -139,7 +140,8 @@ def _context(facts: Facts) -> dict[str, Any]:
         "licence": _licence,
         "parity": facts.merge.record["parity"] if facts.merge else None,
         "manifest": manifest,
-        "hashes": _hashes(facts),
+        "hashes": hashes_table(facts),
+        "bases": bases_table(facts.bases),
         **_prompt_context(facts),
         **_context_length(facts),
         **_files_context(facts),
@@ -214,6 +216,7 @@ def _run_context(facts: Facts) -> dict[str, Any]:
         "seen": seen,
         "gguf_file": files[0] if files else None,
         "gguf_download": " ".join(files),
+        "loading": tables.loading(facts.artefacts),
         "exllama": [f"`{name}`" for name in exllama],
         "exllama_branch": exllama[0] if exllama else None,
     }
@@ -248,12 +251,6 @@ def _base_link(facts: Facts) -> str:
 
 def _licence(licence: Licence) -> str:
     return f"{licence.name}, {licence.source}" if licence.name else f"**unknown**; {licence.source}"
-
-
-def _hashes(facts: Facts) -> str:
-    manifest = facts.merge.manifest if facts.merge else None
-    rows = [[f.name, tables.gigabytes(f.size), f"`{f.sha256}`"] for f in manifest.files] if manifest else []
-    return tables.listing(("file", "size", "sha256"), rows)
 
 
 def _shortened(line: str) -> str:

@@ -104,7 +104,8 @@ class Facts:
         base: the name that config.yaml gives the base model.
         config: the settings that the adapter was last trained with; config_yaml: the run's own, as it stands.
         eos: the text that ends an answer; None where no tokenizer is at hand.
-        report: evals/report.json; pictures: paths of those that are there, within the run.
+        report: evals/report.json; bases: evals/compare_bases.json, where both bases were measured.
+        pictures: paths of those that are there, within the run.
     """
 
     run: Path
@@ -120,6 +121,7 @@ class Facts:
     stages: tuple[Stage, ...]
     merge: Merge | None
     report: dict[str, Any] | None
+    bases: dict[str, Any] | None
     pictures: tuple[str, ...]
     artefacts: tuple[Artefact, ...]
     base_licence: Licence
@@ -161,6 +163,7 @@ def gather(path: Path, options: Options) -> Facts:
         stages=_stages(run),
         merge=merge,
         report=read_json(path / "evals" / "report.json"),
+        bases=read_json(path / "evals" / "compare_bases.json"),
         pictures=tuple(picture for picture in PICTURES if (path / picture).is_file()),
         artefacts=read_artefacts(path),
         base_licence=licence_of_base(base, options.base_license),

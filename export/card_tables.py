@@ -159,14 +159,22 @@ def loads_in(a: Artefact) -> str:
 
 def refusals(variants: Sequence[Artefact]) -> list[str]:
     """Who refuses which variant, and why."""
+    return [f"{p} does not load {which}{note}" for p, which, note in _notes(variants, loads=False)]
+
+
+def loading(variants: Sequence[Artefact]) -> list[str]:
+    """What to know for loading which variant where."""
+    return [f"{p} with {which}{note}" for p, which, note in _notes(variants, loads=True) if note]
+
+
+def _notes(variants: Sequence[Artefact], *, loads: bool) -> list[tuple[str, str, str]]:
+    """Program, variants and note, the variants that share a note together."""
     found: dict[tuple[str, str], list[str]] = {}
     for a in variants:
         for program in a.loads_in:
-            if not program.loads:
+            if program.loads == loads:
                 found.setdefault((program.program, program.note), []).append(f"`{a.name}`")
-    return [
-        f"{p} does not load {', '.join(names)}" + (f": {note}" if note else "") for (p, note), names in found.items()
-    ]
+    return [(p, ", ".join(names), f": {note}" if note else "") for (p, note), names in found.items()]
 
 
 def gguf_files(a: Artefact) -> list[str]:

@@ -28,10 +28,11 @@ def shipped_run(tiny_model: Path, records: Path, path: Path) -> Path:
 def add_variants(run: Path) -> list[Artefact]:
     """One of each family: within its bound, small, and beyond its bound."""
     gptq_settings = {"bits": 4, "group_size": 32, "desc_act": True, "static_groups": False, "damp_percent": 0.01}
+    here = LoadsIn("transformers", True, True, "with gptqmodel installed")
     vllm = LoadsIn("vLLM", False, False, "act-order with groups")
     made = [
         variant(run, GPTQ_NAME, "gptq", gptq_settings, "model.safetensors", 3000, (0.05, 0.091),
-                (LoadsIn("transformers", True, True), vllm, LoadsIn("ExLlamaV2", True, False))),
+                (here, vllm, LoadsIn("ExLlamaV2", True, False))),
         variant(run, AWQ_NAME, "awq", {"bits": 4, "group_size": 128}, "model.safetensors", 2500, (0.004,),
                 (LoadsIn("transformers", True, True), LoadsIn("vLLM", True, False))),
         variant(run, "Q4_K_M", "gguf", {"type": "Q4_K_M", "imatrix": None}, "run-Q4_K_M.gguf", 2000, (0.0004,),

@@ -103,6 +103,7 @@ def test_the_provided_files_are_listed_with_every_choice(run: Path) -> None:
     assert "| 4 | 32 | Yes | No | 0.01 | its training data | 512 | 0.00 MB | transformers, ExLlamaV2* | 92.5% |" in gptq
     assert "within the bound of 0.1: KL 0.091 at 512 tokens" in gptq
     assert f"- vLLM does not load `{GPTQ_NAME}`: act-order with groups." in card
+    assert f"- transformers with `{GPTQ_NAME}`: with gptqmodel installed." in card
     awq = next(line for line in card.splitlines() if line.startswith("| `awq-4bit-128g`"))
     assert "small loss, within the bound of 0.1: KL 0.004" in awq
     q4 = next(line for line in card.splitlines() if line.startswith("| `run-Q4_K_M.gguf`"))
@@ -162,6 +163,21 @@ def test_both_separators_and_the_stopping_criteria_are_in_the_card(run: Path) ->
     assert "the end-of-sequence token `</s>`" in card
     drawn = json.loads((run / "data.json").read_text())["separators"]
     assert f"{drawn['newline']:,} x newline, {drawn['space']:,} x space" in card
+
+
+def test_both_bases_where_they_were_measured(run: Path) -> None:
+    def side(kl: float, perplexity: float) -> dict:
+        parity = {"kl": kl, "top1": 0.98, "max_dlogit": 0.5, "reference_perplexity": 16.8, "other_perplexity": 16.9}
+        return {"parity": parity, "perplexity": [{"context": 512, "perplexity": perplexity}]}
+
+    assert "Both ways to merge" not in written(run)
+    found = {"live": side(0, 20.0), "dequantized": side(1e-6, 20.01), "original": side(0.012, 20.02)}
+    (run / "evals").mkdir()
+    (run / "evals" / "compare_bases.json").write_text(json.dumps({**found, "recommendation": "publish the first"}))
+    card = written(run)
+    assert "| mean KL per token (nats) | 0 | 1.00e-06 | 1.20e-02 |" in card
+    assert "| perplexity of the text at 512 tokens | 20.000 | 20.010 | 20.020 |" in card
+    assert "\npublish the first.\n" in card
 
 
 def test_the_exact_config_and_the_accounting(run: Path) -> None:

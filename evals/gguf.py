@@ -62,7 +62,11 @@ class GgufScorer:
         self._lib.llama_backend_init()
         self._path, self._exact = path, exact
         self._context, self._length = None, 0
-        self._model = self._lib.llama_model_load_from_file(str(path).encode(), self._lib.llama_model_default_params())
+        choices = self._lib.llama_model_default_params()
+        # Compiled by some versions of GCC, the first AMX product of a quantized matrix ends the process
+        # (ggml-org/llama.cpp issue 20824, pull request 26954).
+        choices.use_extra_bufts = b"AMX_INT8 = 1" not in self._lib.llama_print_system_info()
+        self._model = self._lib.llama_model_load_from_file(str(path).encode(), choices)
         if not self._model:
             todo = "check the path, and see llama.cpp's own words by: llama-cli -m FILE"
             raise UserError(str(path), "llama.cpp cannot load it", todo)

@@ -116,7 +116,8 @@ def _name_of(merged: Path) -> str:
 
 
 def _run_converter(script: Path, model: Path, out: Path, type: Dense, name: str, merged: Path) -> None:
-    command = [sys.executable, str(script), str(model), "--outfile", str(out), "--outtype", type.lower()]
+    paths = [str(script.absolute()), str(model.absolute()), "--outfile", str(out.absolute())]
+    command = [sys.executable, *paths, "--outtype", type.lower()]
     environment = {**os.environ, "PYTHONPATH": str(script.parent / GGUF_PY), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         [*command, "--model-name", name], capture_output=True, text=True, check=False, env=environment, cwd=out.parent

@@ -9,13 +9,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-
 from data.errors import UserError
 from data.tokens import Encoder
 from evals.load import MERGE_RECORD
 from export.manifest import require_intact
-from export.merge import EMBEDDING, shard_files
+from export.merge import EMBEDDING
+from export.shards import shard_files, weights_of
 from export.stranger import Expected, training_prompt
 from train.config import Config
 from train.model import load_tokenizer
@@ -56,11 +55,7 @@ class MergedModel:
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every weight, read without the weights."""
-        shapes: dict[str, tuple[int, ...]] = {}
-        for shard in shard_files(self.path):
-            with safe_open(shard, framework="pt") as tensors:
-                shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
-        return shapes
+        return {weight.name: weight.shape for weight in weights_of(self.path)}
 
     @property
     def parameters(self) -> int:

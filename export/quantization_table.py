@@ -172,12 +172,11 @@ def _at(values: dict[Any, float], context: int) -> float | None:
     return next((value for c, value in values.items() if int(c) == context), None)
 
 
-def write(folder: Path, merged: Merged, variants: Sequence[Artefact]) -> dict[str, Any]:
-    """quantization.json, .md and .png in a folder; returns what the table holds."""
+def write(folder: Path, merged: Merged, variants: Sequence[Artefact]) -> None:
+    """quantization.json, .md and .png in a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     found = to_json(merged, variants)
     (folder / "quantization.json").write_text(json.dumps(found, indent=1) + "\n")
     (folder / "quantization.md").write_text(markdown(found))
     if any(variant.losses for variant in variants):
         draw(found, folder / "quantization.png")
-    return found

@@ -1,6 +1,6 @@
 """python -I llama_cpp_check.py JOB.json    load a GGUF file in llama.cpp as a stranger would, and say what it reports.
 
-Nothing but Python's own library and llama-cpp-python is used. The job: {path, prompt, max_new_tokens, stops, n_ctx,
+Nothing but Python's own library, numpy and llama-cpp-python is used. The job: {path, prompt, max_new_tokens, stops, n_ctx,
 messages?}. One JSON object goes to stdout; where the file does not load, a message to stderr and exit code 1.
 """
 
@@ -21,6 +21,7 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import llama_cpp  # pyright: ignore[reportMissingImports]
+import numpy as np
 
 BATCH = 512  # tokens decoded at a time
 ROPE_FREQS = b"rope_freqs.weight"
@@ -236,7 +237,7 @@ def decode(context: Any, vocab: Any, ids: list[int]) -> int:
         if llama_cpp.llama_decode(context, llama_cpp.llama_batch_get_one(tokens, len(part))):
             raise LoadError(f"llama.cpp cannot decode {len(ids)} tokens")
     logits = llama_cpp.llama_get_logits_ith(context, -1)
-    return max(range(llama_cpp.llama_vocab_n_tokens(vocab)), key=logits.__getitem__)
+    return int(np.ctypeslib.as_array(logits, (llama_cpp.llama_vocab_n_tokens(vocab),)).argmax())
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from typing import Any, get_args
 
 from data.errors import UserError
 from data.tokens import Encoder
+from evals.load import device_here
 from evals.perplexity import Perplexity
 from evals.text import Text, long_rows
 from export.merge import Onto
@@ -23,7 +24,7 @@ from export.ship import Say, Shipped, aside, check, publish, say_what_is_special
 from export.source import Form, Source, open_source
 
 RECORD = "evals/compare_bases.json"
-TOKENS = 16_384
+TOKENS_ON_A_CPU, TOKENS_ON_A_GPU = 8_192, 65_536
 _EQUAL = 0.005  # perplexities that differ by less than this share are not told apart
 
 
@@ -57,22 +58,31 @@ class Comparison:
 
 
 def compare_bases(
-    path: Path, keep: Onto, form: Form, max_kl: float | None, text: Text, contexts: Sequence[int], tokens: int, say: Say
+    path: Path,
+    keep: Onto,
+    form: Form,
+    max_kl: float | None,
+    text: Text,
+    contexts: Sequence[int],
+    tokens: int | None,
+    say: Say,
 ) -> Comparison:
     """Merge onto each base, measure both, publish `keep`, and write `evals/compare_bases.json` into the run.
 
     Args:
         contexts: lengths at which perplexity is measured; empty: `default_contexts`.
-        tokens: of text to measure on.
+        tokens: of text to measure on; None: as many as take minutes here.
 
     Raises:
         UserError: as `merge_run`, or the text is too short.
     """
     source = open_source(path, form)
     say_what_is_special(source, say)
-    questions = _questions(source, text, contexts, tokens)
+    questions = _questions(source, text, contexts, tokens or default_tokens())
     at = ", ".join(f"{context:,}" for context in questions.contexts)
     say(f"asking the live model: {len(questions.documents)} {questions.which} records; {text.source} at {at} tokens")
+    if not contexts and source.rope.max_position_embeddings not in questions.contexts:
+        say(f"the window of {source.rope.max_position_embeddings:,} tokens is left out here; --contexts can name it")
     live = ask_live(source, questions)
     found: dict[Onto, Measured] = {}
     for onto in sorted(get_args(Onto), key=lambda onto: onto == keep):
@@ -84,6 +94,11 @@ def compare_bases(
     comparison = Comparison(live.perplexities, found["dequantized"], found["original"], keep)
     source.run.write_json(RECORD, to_json(comparison, questions, text, form))
     return comparison
+
+
+def default_tokens() -> int:
+    """Tokens of text that a small model reads within minutes on this machine."""
+    return TOKENS_ON_A_GPU if device_here().type == "cuda" else TOKENS_ON_A_CPU
 
 
 def default_contexts(source: Source, tokens: int) -> tuple[int, ...]:

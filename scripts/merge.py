@@ -12,7 +12,7 @@ from rich.table import Table
 
 from data.errors import exits_on_user_error
 from evals.text import read_text
-from export.compare_bases import RECORD, TOKENS, Comparison, compare_bases, recommendation
+from export.compare_bases import RECORD, Comparison, compare_bases, recommendation
 from export.merge import Onto
 from export.shards import parse_size
 from export.ship import MAX_KL, Shipped, merge_run
@@ -102,7 +102,8 @@ def _parser() -> argparse.ArgumentParser:
     contexts = "with --compare-bases: lengths, as 512,2048 (default: up to the extended window)"
     parser.add_argument("--contexts", type=_lengths, help=contexts)
     parser.add_argument("--text", type=Path, help="with --compare-bases: .txt, .jsonl or a directory")
-    parser.add_argument("--tokens", type=int, default=TOKENS, help=f"with --compare-bases: of that text ({TOKENS})")
+    tokens = "with --compare-bases: of that text (8192; on a GPU 65536)"
+    parser.add_argument("--tokens", type=_positive, help=tokens)
     return parser
 
 
@@ -111,6 +112,13 @@ def _size(text: str) -> int:
         return parse_size(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return value
 
 
 def _lengths(text: str) -> tuple[int, ...]:

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import bitsandbytes as bnb
 import pytest
 import torch
 from accelerate import Accelerator
 from conftest import save_tiny_model, settings
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from data.errors import UserError
 from evals.divergence import compare, predict
 from evals.load import live_model, load_dense
-from export.merge import as_trained, merge_shards, quantized_weights
+from export.manifest import require_intact
+from export.merge import as_trained, merge_shards, merged_weights, quantized_weights
 from export.ship import merge_run
+from export.source import Form
 from export.updates import read_deltas
 from train.config import Config, Quantization
 from train.model import load_base, load_model_config
@@ -158,27 +163,49 @@ def test_a_rope_that_is_not_the_adapters_is_refused(run: Path) -> None:
         merge(run)
 
 
-def test_shards_are_merged_one_by_one_into_the_same_weights(run: Path, tiny_model: Path, tmp_path: Path) -> None:
+def test_every_cut_of_base_and_merge_gives_the_same_weights(run: Path, tiny_model: Path, tmp_path: Path) -> None:
     opened, config = open_run(run)
     sharded = tmp_path / "sharded"
     LlamaForCausalLM.from_pretrained(tiny_model).save_pretrained(sharded, max_shard_size="100KB")
-    model_config, _ = load_model_config(config.model)
+    names = quantized_weights(load_model_config(config.model)[0])
     outcomes = []
-    for base in (tiny_model, sharded):
-        folder = tmp_path / f"from-{base.name}"
+    for base, size in ((tiny_model, 10**9), (tiny_model, 60_000), (sharded, 10**9), (sharded, 90_000)):
+        folder = tmp_path / f"{base.name}-{size}"
         folder.mkdir()
-        shards = merge_shards(
-            base, read_deltas(opened.adapter), quantized_weights(model_config), config.quantization, "dequantized",
-            torch.float16, folder, CPU,
-        )  # fmt: skip
-        files = list(shards)
+        wanted = (base, read_deltas(opened.adapter), names, config.quantization, "dequantized", torch.float16)
+        files = list(merge_shards(*wanted, folder, CPU, max_shard_size=size))
+        assert all(sum(w.nbytes for w in load_file(file).values()) <= size for file in files)
         outcomes.append((len(files), {k: v for file in files for k, v in load_file(file).items()}))
-    assert outcomes[0][0] == 1
-    assert outcomes[1][0] > 2
-    assert outcomes[0][1].keys() == outcomes[1][1].keys()
-    assert all(torch.equal(outcomes[0][1][name], outcomes[1][1][name]) for name in outcomes[0][1])
-    index = json.loads((tmp_path / "from-sharded" / "model.safetensors.index.json").read_text())
-    assert set(index["weight_map"]) == set(outcomes[1][1])
+        if len(files) > 1:
+            index = json.loads((folder / "model.safetensors.index.json").read_text())
+            assert index["weight_map"] == {name: file.name for file in files for name in load_file(file)}
+            assert index["metadata"]["total_size"] == sum(w.nbytes for w in outcomes[-1][1].values())
+    assert [count for count, _ in outcomes] == [1, outcomes[1][0], 1, outcomes[3][0]]
+    assert outcomes[1][0] > outcomes[3][0] > 2
+    for _, weights in outcomes[1:]:
+        assert weights.keys() == outcomes[0][1].keys()
+        assert all(torch.equal(weights[name], weight) for name, weight in outcomes[0][1].items())
+
+
+def test_a_sharded_merge_is_verified_and_loads(run: Path) -> None:
+    shipped = merge_run(run, "dequantized", Form("float16", max_shard_size=60_000), None, print)
+    assert shipped.verified
+    manifest = require_intact(shipped.folder, full=True)
+    assert sum(file.name.endswith(".safetensors") for file in manifest.files) > 2
+    assert not (shipped.folder / "model.safetensors").exists()
+
+
+def test_the_manifest_says_what_was_merged_from_what(run: Path, tiny_model: Path) -> None:
+    shipped = merge(run)
+    manifest = require_intact(shipped.folder, full=True)
+    weights = (tiny_model / "model.safetensors").read_bytes()
+    assert manifest.source["run"] == "run"
+    adapter = (run / "adapter" / "adapter_model.safetensors").read_bytes()
+    assert manifest.source["adapter_sha256"] == hashlib.sha256(adapter).hexdigest()
+    assert manifest.base["files"] == {"model.safetensors": hashlib.sha256(weights).hexdigest()}
+    assert manifest.base["as_when_trained"] is True
+    assert manifest.merge == json.loads((shipped.folder / "merge.json").read_text())
+    assert {file.name for file in manifest.files} == {p.name for p in shipped.folder.iterdir()} - {"manifest.json"}
 
 
 def test_a_weight_that_overflows_float16_is_named(run: Path, tiny_model: Path, tmp_path: Path) -> None:
@@ -202,17 +229,116 @@ def test_a_weight_that_overflows_float16_is_named(run: Path, tiny_model: Path, t
         )
 
 
-def test_an_adapter_of_another_base_is_refused(run: Path, tmp_path: Path) -> None:
-    _, config = open_run(run)
-    save_file({"model.norm.weight": torch.ones(4)}, tmp_path / "model.safetensors")
-    model_config, _ = load_model_config(config.model)
-    with pytest.raises(UserError, match="14 of the adapter's weights are not in the base"):
-        list(
-            merge_shards(
-                tmp_path, read_deltas(run / "adapter"), quantized_weights(model_config), config.quantization,
-                "dequantized", torch.float16, tmp_path, CPU,
-            )
-        )  # fmt: skip
+@pytest.mark.parametrize("change", ["names", "shapes"])
+def test_an_adapter_of_another_base_is_refused(run: Path, tiny_model: Path, tmp_path: Path, change: str) -> None:
+    weights = load_file(tiny_model / "model.safetensors")
+    linear = [name for name in weights if name.endswith("proj.weight")]
+    if change == "names":
+        kept = {name: weight for name, weight in weights.items() if name not in linear}
+        found = r"14 of the adapter's weights are not in the base model \(model\.layers\.0\.mlp\.down_proj"
+    else:
+        kept = weights | {linear[0]: weights[linear[0]][:5].clone()}
+        found = r"1 of its weights have another shape than the adapter's .*: \(5, \d+\), the adapter's \(64, "
+    save_file(kept, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=found):
+        merged_weights(tmp_path, read_deltas(run / "adapter"))
+
+
+def move_base(run: Path, base: Path, folder: Path) -> Path:
+    """Give the run a base of its own, which a test may spoil."""
+    shutil.copytree(base, folder)
+    path = run / "config.yaml"
+    path.write_text(path.read_text().replace(str(base), str(folder)))
+    return folder
+
+
+def test_a_base_that_changed_since_training_is_refused(run: Path, tiny_model: Path, tmp_path: Path) -> None:
+    base = move_base(run, tiny_model, tmp_path / "base")
+    assert merge(run).verified
+    weights = load_file(base / "model.safetensors")
+    save_file({name: weight * 1.01 for name, weight in weights.items()}, base / "model.safetensors")
+    with pytest.raises(UserError, match=r"not the weights that this run began with: model\.safetensors changed"):
+        merge(run)
+    (run / "base.json").unlink()  # a run from before it was recorded
+    said: list[str] = []
+    shipped = merge_run(run, "dequantized", "float16", None, said.append)
+    assert "did not record which weights its base had" in said[0]
+    assert require_intact(shipped.folder).base["as_when_trained"] is None
+
+
+def test_a_checkpoint_is_not_a_finished_run(run: Path) -> None:
+    with pytest.raises(UserError, match="a checkpoint on the way, not the end of a run"):
+        merge(next((run / "checkpoints").iterdir()))
+
+
+def test_too_little_disk_is_found_before_anything_is_written(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("export.source.shutil.disk_usage", lambda _: SimpleNamespace(free=200_000))
+    with pytest.raises(UserError, match=r"takes 0\.1 GB, and 0\.0 GB are free"):
+        merge(run)
+    assert not (run / ".merged.partial").exists()
+
+
+def test_what_was_cut_short_is_taken_away(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stale = run / ".merged.partial"
+    stale.mkdir()
+    (stale / "model-00009-of-00009.safetensors").write_bytes(b"half of it")
+
+    def stops(*_):
+        assert not (stale / "model-00009-of-00009.safetensors").exists()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("export.ship.ask_live", stops)
+    with pytest.raises(KeyboardInterrupt):
+        merge(run)
+    assert not stale.exists()
+    assert not (run / "merged").exists()
+    monkeypatch.undo()
+    stale.mkdir()
+    (stale / "model-00009-of-00009.safetensors").write_bytes(b"half of it")
+    assert not (merge(run).folder / "model-00009-of-00009.safetensors").exists()
+
+
+def pad_rows(base: Path, rows: int) -> None:
+    """Embeddings and head padded to `rows`, as many bases are; the new rows are drawn."""
+    model = LlamaForCausalLM.from_pretrained(base)
+    model.resize_token_embeddings(rows, mean_resizing=False)
+    model.save_pretrained(base)
+
+
+@pytest.mark.parametrize("trim", [False, True])
+def test_padded_vocabularies_end_consistent(tiny_model: Path, records: Path, tmp_path: Path, trim: bool) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny_model, base)
+    tokens = len(AutoTokenizer.from_pretrained(base))
+    pad_rows(base, tokens + 19)
+    wanted = settings(base, records, tmp_path / "run", max_steps=1)
+    run_training(Config.model_validate(wanted), Accelerator(cpu=True), resume=False)
+    shipped = merge_run(tmp_path / "run", "dequantized", Form(trim_vocab=trim), None, print)
+    rows = tokens if trim else tokens + 19
+    weights = load_file(shipped.folder / "model.safetensors")
+    assert len(weights["lm_head.weight"]) == len(weights["model.embed_tokens.weight"]) == rows
+    assert json.loads((shipped.folder / "config.json").read_text())["vocab_size"] == rows
+    assert shipped.verified
+    assert require_intact(shipped.folder).vocabulary["trimmed"] == tokens + 19 - rows
+
+
+def test_a_dora_adapter_of_peft_is_the_live_model(run: Path) -> None:
+    """What it scales is the length of the dequantized weights; onto the original ones it is another model."""
+    base = load_base(open_run(run)[1].model, Quantization(), CPU)
+    lora = LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", r=4, use_dora=True)
+    model = get_peft_model(base.model, lora)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.05)
+            elif "magnitude" in name:
+                parameter.mul_(torch.rand_like(parameter) + 0.5)
+    model.save_pretrained(run / "adapter")
+    shipped = merge(run)
+    assert shipped.verified
+    assert shipped.divergence.kl < 1e-5
+    assert merge(run, onto="original").divergence.kl > 100 * shipped.divergence.kl
 
 
 def test_tied_embeddings_stay_tied(records: Path, tokenizer, tmp_path: Path) -> None:

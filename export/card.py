@@ -204,8 +204,9 @@ def _files_context(facts: Facts) -> dict[str, Any]:
 
 def _run_context(facts: Facts) -> dict[str, Any]:
     gguf = facts.of_method("gguf")
-    # The smallest that is within its bound: what most people want to try first.
-    chosen = min((a for a in gguf if not a.beyond_bound), key=lambda a: a.size, default=gguf[0] if gguf else None)
+    # The smallest that was measured and is within its bound: what most people want to try first.
+    within = [a for a in gguf if a.losses and not a.beyond_bound]
+    chosen = min(within or gguf[:1], key=lambda a: a.size, default=None)
     files = tables.gguf_files(chosen) if chosen else []
     exllama = [a.name for a in facts.artefacts if _loads(a, "ExLlama")]
     seen = {p.program for a in facts.artefacts for p in a.loads_in if p.loads and p.seen}

@@ -99,7 +99,7 @@ def _limits(facts: Facts) -> Iterator[str]:
     model = measured_model(facts)
     measured = max(sliding(model), default=0) if model else 0
     if not measured:
-        yield "Perplexity was not measured at any context length."
+        yield "How well it uses its context was not measured: there is no perplexity by context with controls."
     elif measured < window:
         yield f"Perplexity was measured up to {measured:,} tokens; between that and {window:,} it is not known."
     if not (model or {}).get("lm_eval"):

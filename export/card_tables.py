@@ -31,7 +31,9 @@ def cell(text: str) -> str:
 
 def gigabytes(size: int) -> str:
     """Bytes in decimal units, as the hub shows them."""
-    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.2f} MB"
+    if size < 1e5:
+        return f"{size / 1e3:.1f} kB"
+    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
 
 
 def gptq_table(variants: Sequence[Artefact]) -> str:

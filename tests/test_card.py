@@ -100,7 +100,7 @@ def test_the_provided_files_are_listed_with_every_choice(run: Path) -> None:
     add_variants(run)
     card = written(run)
     gptq = next(line for line in card.splitlines() if line.startswith(f"| `{GPTQ_NAME}`"))
-    assert "| 4 | 32 | Yes | No | 0.01 | its training data | 512 | 0.00 MB | transformers, ExLlamaV2* | 92.5% |" in gptq
+    assert "| 4 | 32 | Yes | No | 0.01 | its training data | 512 | 3.0 kB | transformers, ExLlamaV2* | 92.5% |" in gptq
     assert "within the bound of 0.1: KL 0.091 at 512 tokens" in gptq
     assert f"- vLLM does not load `{GPTQ_NAME}`: act-order with groups." in card
     assert f"- transformers with `{GPTQ_NAME}`: with gptqmodel installed." in card
@@ -109,7 +109,7 @@ def test_the_provided_files_are_listed_with_every_choice(run: Path) -> None:
     q4 = next(line for line in card.splitlines() if line.startswith("| `run-Q4_K_M.gguf`"))
     config = json.loads((run / "merged" / "config.json").read_text())
     assert f"{predicted_ram(config, 1998, 512) / 1e9:.2f} GB | 321" not in q4  # decimal GB on both sides
-    assert "| Q4_K_M | 4.85 | 0.00 MB | 0.50 GB | 0.32 GB (at 512) |" in q4
+    assert "| Q4_K_M | 4.85 | 2.0 kB | 0.50 GB | 0.32 GB (at 512) |" in q4
     assert "hardly any loss" in q4
 
 
@@ -180,6 +180,12 @@ def test_both_bases_where_they_were_measured(run: Path) -> None:
     assert "\npublish the first.\n" in card
 
 
+def test_the_code_in_the_card_runs_as_it_stands(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = written(run).split("```python\n")[1].split("```")[0]
+    exec(code.replace("USER/MODEL", str(run / "merged")).replace("200", "8"), {})
+    assert capsys.readouterr().out
+
+
 def test_the_exact_config_and_the_accounting(run: Path) -> None:
     card = written(run)
     assert (run / "config.yaml").read_text().rstrip().splitlines()[-1] in card
@@ -227,6 +233,7 @@ def test_variants_that_nobody_measured(run: Path) -> None:
     row = next(line for line in card.splitlines() if line.startswith("| `run-Q2_K.gguf`"))
     assert row.endswith("| not measured | not measured | not measured | loss not measured |")
     assert "| Q2_K | not loaded back |" in card
+    assert "llama-cli -m run-Q4_K_M.gguf" in card, "the smallest that was measured"
     assert any("its loss and loading it back of Q2_K" in gap for gap in missing(gather(run, STATED)))
 
 

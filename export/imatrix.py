@@ -74,5 +74,5 @@ def _listening(layers: Mapping[str, torch.nn.Module], sums: dict[str, torch.Tens
 
 
 def _add(sums: dict[str, torch.Tensor], name: str, inputs: torch.Tensor) -> None:
-    squares = inputs.flatten(0, -2).to(torch.float32).square().sum(0, dtype=torch.float64)
+    squares = inputs.flatten(0, -2).to(torch.float32).square().sum(0).to(torch.float64)  # exact enough within a row
     sums[name] = sums[name] + squares if name in sums else squares

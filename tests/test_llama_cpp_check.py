@@ -64,7 +64,8 @@ def test_it_sees_what_was_trained(merged: Path, dense: Path, tmp_path: Path) -> 
     assert (rope["attn_factor"], rope["has_rope_freqs"]) == (1.0, False)
     assert (seen["program"], seen["n_ctx"]) == ("llama.cpp", 256)
     assert min(seen["load_seconds"], seen["tokens_per_second"], seen["prompt_tokens_per_second"]) > 0
-    assert seen["max_rss_bytes"] > dense.stat().st_size
+    # Its own memory: this process, with torch in it, has more than 300 MB.
+    assert dense.stat().st_size < seen["max_rss_bytes"] < 300e6
     with GgufScorer(dense) as scorer:
         assert seen["generated_ids"] == scorer.generate(ids, 12)
 

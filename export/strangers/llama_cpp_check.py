@@ -78,8 +78,17 @@ def check(job: dict[str, Any]) -> dict[str, Any]:
     if job.get("messages"):
         report |= chat(vocab, report["chat_template"], job["messages"], report["bos_id"], report["eos_id"])
     report |= generate(context, vocab, ids, job["max_new_tokens"], job["stops"])
-    unit = 1 if sys.platform == "darwin" else 1024
-    return report | {"max_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    return report | {"max_rss_bytes": max_rss_bytes()}
+
+
+def max_rss_bytes() -> int:
+    """The most memory that was in use. Linux's ru_maxrss may be that of the program that started this one."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        found = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.MULTILINE)
+        if found:
+            return int(found[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def load(path: str, n_ctx: int) -> tuple[Any, Any]:

@@ -1,7 +1,7 @@
 """python -I llama_cpp_check.py JOB.json    load a GGUF file in llama.cpp as a stranger would, and say what it reports.
 
-Nothing but Python's own library, numpy and llama-cpp-python is used. The job: {path, prompt, max_new_tokens, stops, n_ctx,
-messages?}. One JSON object goes to stdout; where the file does not load, a message to stderr and exit code 1.
+Nothing but Python's own library, numpy and llama-cpp-python is used. The job: {path, prompt, max_new_tokens, stops,
+n_ctx, messages?}. One JSON object goes to stdout; where the file does not load, a message to stderr and exit code 1.
 """
 
 from __future__ import annotations

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from accelerate import Accelerator
-from conftest import settings
+from conftest import ROOT, settings
 
 from data.errors import UserError
 from evals.divergence import Divergence
@@ -115,3 +117,23 @@ def test_a_difference_that_is_noise_is_none() -> None:
     close = comparison((16.00, 15.99), (9.0, 9.0))
     assert "no lower perplexity anywhere" in recommendation(close)
     assert dataclasses.replace(close, kept="original").published is close.original.shipped
+
+
+@pytest.mark.program
+def test_the_command_prints_both_and_the_advice(run: Path, text: Text) -> None:
+    options = ["--compare-bases", "--contexts", "32,128", "--tokens", "300", "--text", text.source]
+    command = [sys.executable, "-m", "scripts.merge", str(run), *options, "--max-shard-size", "60KB"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "perplexity, text at 128" in done.stdout
+    assert "dequantized is the model that was trained" in done.stdout
+    assert "verified: " in done.stdout
+    assert (run / "merged" / "model.safetensors.index.json").is_file()
+
+
+@pytest.mark.program
+def test_a_size_that_is_none_is_refused_by_the_command(run: Path) -> None:
+    command = [sys.executable, "-m", "scripts.merge", str(run), "--max-shard-size", "5"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "'5' is not a size, such as 5GB or 500MB" in done.stderr

@@ -38,7 +38,7 @@ def python_for_gptqmodel(say: Say) -> Path:
 
 def place() -> Path:
     """Beside the environment that is running, or in the checkout where that is none."""
-    beside = Path(sys.prefix).parent if sys.prefix != sys.base_prefix else ROOT
+    beside = Path(sys.prefix).resolve().parent if sys.prefix != sys.base_prefix else ROOT
     return beside / NAME
 
 
@@ -82,7 +82,7 @@ def _fingerprint() -> str:
 
 def _packages() -> str:
     """Where the running environment keeps its packages."""
-    return sysconfig.get_path("purelib")
+    return str(Path(sysconfig.get_path("purelib")).resolve())
 
 
 def _python(environment: Path) -> Path:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, GPTQConfig, PreTrainedModel
 
 from data.errors import UserError
 from evals.divergence import Predictions, StreamedLogits, compare
@@ -93,7 +93,7 @@ def _loss(context: int, merged: Predictions, theirs: Any) -> Loss:
     return Loss(context, found.tokens, found.kl, found.top1, found.other_perplexity, found.reference_perplexity)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def predicted(model: PreTrainedModel, rows: torch.Tensor, context: int, targets: int) -> Predictions:
     """What a model of transformers says about the last `targets` tokens of each row, of `context` tokens.
 
@@ -112,13 +112,19 @@ def _states(model: PreTrainedModel, ids: torch.Tensor, targets: int) -> torch.Te
 
 
 def load_quantized(path: Path) -> PreTrainedModel:
-    """A GPTQ or AWQ directory by plain transformers.
+    """A GPTQ or AWQ directory by plain transformers; on a CPU it computes in float32.
 
     Raises:
         UserError: it cannot be loaded here.
     """
+    device = device_here()
+    own = json.loads((path / "config.json").read_text()).get("quantization_config", {})
+    options: dict[str, Any] = {"dtype": "auto" if device.type == "cuda" else torch.float32}
+    if device.type == "cpu" and (own.get("quant_method"), own.get("bits"), own.get("group_size")) == ("gptq", 4, -1):
+        # Of gptqmodel's kernels for a CPU only this one takes a whole row as a group; it is not found by itself.
+        options["quantization_config"] = GPTQConfig(bits=4, backend="torch")
     try:
-        model = AutoModelForCausalLM.from_pretrained(str(path), dtype="auto", device_map={"": device_here()})
+        model = AutoModelForCausalLM.from_pretrained(str(path), device_map={"": device}, **options)
     except (OSError, ValueError, ImportError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(str(path), f"cannot be loaded: {first}", "quantize it again") from None

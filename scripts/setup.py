@@ -49,6 +49,8 @@ def setup() -> None:
         raise SetupError(
             f"Python {found} is too old; run it with Python {needed} or newer (make PYTHON=python{needed})"
         )
+    if Path(sys.prefix).resolve() == VENV.resolve():
+        raise SetupError(f"{VENV} is out of date, and this is the Python in it: run it with another one (deactivate)")
     step("making .venv", [sys.executable, "-m", "venv", "--clear", str(VENV)], "install the venv module of Python")
     # torch first: with its pin in place, no other package can pull in another build of it.
     step("installing torch", pip("torch"), ADVICE)

@@ -24,9 +24,8 @@ CONFIGS = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
 
 def own_environment() -> Path | None:
     """The .venv that `make` would use, if the tests run in it (as `make test` does); else its set-up would start."""
-    prefix = Path(sys.prefix)
-    made = prefix / setup.STAMP.name
-    return prefix if made.is_file() else None
+    made = Path(sys.prefix) / setup.STAMP.name
+    return made.parent if made.is_file() and made.read_text() == setup.fingerprint() else None
 
 
 @pytest.fixture(scope="module")

@@ -75,6 +75,15 @@ def test_an_old_python_is_told_what_is_needed(checkout: Path, monkeypatch, capsy
     assert "Python 3.9 is too old; run it with Python 3.11" in capsys.readouterr().err
 
 
+def test_the_environment_is_not_taken_away_from_under_its_own_python(checkout: Path, monkeypatch, capsys) -> None:
+    """As when a shell has it activated, and pyproject.toml has changed since."""
+    ran = fail_at("nothing", monkeypatch)
+    (checkout / ".venv").symlink_to(sys.prefix)
+    assert setup.main([]) == 1
+    assert "run it with another one (deactivate)" in capsys.readouterr().err
+    assert not ran
+
+
 def test_every_dependency_is_pinned() -> None:
     pinned = {
         line.split("==")[0].lower().replace("_", "-") for line in (ROOT / "constraints.txt").read_text().splitlines()

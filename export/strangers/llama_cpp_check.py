@@ -162,8 +162,21 @@ class InitParams(ctypes.Structure):
     _fields_ = (("no_alloc", ctypes.c_bool), ("ctx", ctypes.c_void_p))
 
 
+def parts(path: str) -> list[str]:
+    """The files of a model that is split, of which `path` is the first; itself alone where it is not."""
+    named = re.search(r"-00001-of-(\d{5})\.gguf$", path)
+    if not named:
+        return [path]
+    return [f"{path[: named.start()]}-{number:05d}-of-{named[1]}.gguf" for number in range(1, int(named[1]) + 1)]
+
+
 def rope_factors(path: str) -> list[float] | None:
-    """The file's rope_freqs tensor, by ggml's own reader; None where it has none."""
+    """The rope_freqs tensor, in whichever part it is, by ggml's own reader; None where there is none."""
+    return next((factors for part in parts(path) if (factors := factors_in(part)) is not None), None)
+
+
+def factors_in(path: str) -> list[float] | None:
+    """The rope_freqs tensor of one file."""
     lib = llama_cpp.llama_cpp._lib
     for name, result in (("init_from_file", ctypes.c_void_p), ("find_tensor", ctypes.c_int64)):
         getattr(lib, f"gguf_{name}").restype = result

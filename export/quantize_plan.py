@@ -53,7 +53,7 @@ def require_disk(merged: MergedModel, plans: Sequence[Planned]) -> None:
     """
     needed = sum(predicted_bytes(merged, plan) for plan in plans)
     if any(plan.method == "gguf" for plan in plans):
-        needed += merged.size  # the file that llama.cpp quantizes from
+        needed += 2 * merged.size  # the file that llama.cpp quantizes from; it is written twice
     free = shutil.disk_usage(merged.run.path).free
     if needed > free:
         found = f"{free / 1e9:.1f} GB free, and the variants need about {needed / 1e9:.1f} GB"

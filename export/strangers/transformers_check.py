@@ -42,7 +42,7 @@ def main() -> int:
     if job.get("messages"):
         asked = tokenizer.apply_chat_template(job["messages"], add_generation_prompt=True, return_dict=True)
         report["chat_ids"] = asked["input_ids"]
-    report["max_rss_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    report["max_rss_bytes"] = max_rss_bytes()
     stdout.write(json.dumps(report) + "\n")
     stdout.close()
     return 0
@@ -113,6 +113,14 @@ def end_ids(model, tokenizer) -> set:
     """The ids that `generate` would end with."""
     own = model.generation_config.eos_token_id
     return set(own) if isinstance(own, list) else {tokenizer.eos_token_id if own is None else own}
+
+
+def max_rss_bytes() -> int:
+    """The most memory that was in use. Linux's ru_maxrss may be that of the program that started this one."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.is_file() else []
+    peak = next((int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), None)
+    return (peak or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * 1024
 
 
 if __name__ == "__main__":

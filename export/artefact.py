@@ -6,26 +6,16 @@ a record is whole.
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from export.files import File
 from train.run import write_whole
 
 RECORD = "variant.json"
 GGUF_FOLDER = "gguf"
-
-
-@dataclass(frozen=True)
-class File:
-    """One file: its name within the variant's directory, its bytes and their hash."""
-
-    name: str
-    size: int
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -145,16 +135,3 @@ def artefacts(run: Path) -> list[Artefact]:
     records = [*run.glob(f"gptq-*/{RECORD}"), *run.glob(f"awq-*/{RECORD}"), *run.glob(f"{GGUF_FOLDER}/*.json")]
     order = ("gptq", "awq", "gguf")
     return sorted(map(read_artefact, records), key=lambda a: (order.index(a.method), -a.size, a.name))
-
-
-def files_of(folder: Path, paths: Iterable[Path]) -> tuple[File, ...]:
-    """Names, sizes and hashes of files, sorted by name."""
-    return tuple(
-        File(path.relative_to(folder).as_posix(), path.stat().st_size, sha256_of(path)) for path in sorted(paths)
-    )
-
-
-def sha256_of(path: Path) -> str:
-    """Hash of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -10,9 +10,9 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from rich.console import Console
 
 from data.errors import UserError, exits_on_user_error
-from export.card import write_card
-from export.card_facts import Options
-from export.card_gaps import missing, warnings
+from export.card.card import write_card
+from export.card.facts import Options
+from export.card.gaps import missing, warnings
 from train.console import quiet_libraries
 
 

@@ -12,11 +12,11 @@ from rich.table import Table
 
 from data.errors import exits_on_user_error
 from evals.text import read_text
-from export.compare_bases import RECORD, Comparison, compare_bases, recommendation
-from export.merge import Onto
-from export.shards import parse_size
-from export.ship import MAX_KL, Shipped, merge_run
-from export.source import Form
+from export.merge.compare_bases import RECORD, Comparison, compare_bases, recommendation
+from export.merge.shards import parse_size
+from export.merge.ship import MAX_KL, Shipped, merge_run
+from export.merge.source import Form
+from export.merge.weights import Onto
 from train.console import quiet_libraries
 
 

@@ -12,9 +12,9 @@ from huggingface_hub import HfApi
 from rich.console import Console
 
 from data.errors import exits_on_user_error
-from export.card_tables import gigabytes
-from export.hub_upload import deliver, require_token
-from export.publish import Destination, plan
+from export.card.tables import gigabytes
+from export.hub.publish import Destination, plan
+from export.hub.upload import deliver, require_token
 from train.console import quiet_libraries
 
 

@@ -14,13 +14,13 @@ from rich.table import Table
 from data.errors import UserError, exits_on_user_error
 from evals.text import read_text
 from export.artefact import Artefact, artefacts
-from export.loads_in import facts, loads_in
-from export.loss_bench import ROWS, LossBench
-from export.merged import MergedModel, open_merged
-from export.quantization_table import MARK
-from export.quantize import UNVERIFIED, quantize
-from export.quantize_plan import is_there, predicted_bytes, require_disk
-from export.variants import Planned, planned
+from export.merge.model import MergedModel, open_merged
+from export.proof.bench import ROWS, LossBench
+from export.proof.table import MARK
+from export.quantize.loads_in import facts, loads_in
+from export.quantize.make import UNVERIFIED, quantize
+from export.quantize.plan import is_there, predicted_bytes, require_disk
+from export.quantize.variants import Planned, planned
 from train.console import quiet_libraries
 from train.quantize_settings import GGUF_TYPES, Awq, Gguf, Gptq, Quantize
 from train.settings import merge, parse_override, read_settings, validate

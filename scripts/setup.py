@@ -16,7 +16,7 @@ OLDEST_PYTHON = (3, 11)
 ADVICE = "check the network and the free space, then run the same command again"
 # llama.cpp is built from source; its part for pictures is a quarter of the work, and not used here.
 BUILD = {"CMAKE_ARGS": "-DLLAVA_BUILD=OFF"}
-MAKE_GPTQMODEL = "from export.gptqmodel_environment import python_for_gptqmodel; python_for_gptqmodel(print)"
+MAKE_GPTQMODEL = "from export.quantize.gptqmodel_environment import python_for_gptqmodel; python_for_gptqmodel(print)"
 
 
 class SetupError(Exception):

@@ -15,9 +15,9 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from data.errors import UserError
 from evals.gguf import GgufScorer
-from export.gguf import convert
-from export.hf_config import write_config
-from export.llama_cpp_source import converter
+from export.gguf.convert import convert
+from export.gguf.llama_cpp_source import converter
+from export.merge.hf_config import write_config
 from train.rope import RopeSpec
 
 WINDOW, FACTOR, HEAD_DIM = 64, 4.0, 64

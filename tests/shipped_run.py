@@ -8,9 +8,10 @@ from pathlib import Path
 from accelerate import Accelerator
 from conftest import settings
 
-from export.artefact import Artefact, LoadsIn, Loss, files_of, folder_of
-from export.manifest import read_manifest
-from export.ship import merge_run
+from export.artefact import Artefact, LoadsIn, Loss, folder_of
+from export.files import files_of
+from export.merge.manifest import read_manifest
+from export.merge.ship import merge_run
 from train.config import Config
 from train.session import run_training
 

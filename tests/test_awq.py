@@ -11,8 +11,8 @@ from test_gptq import calibration, divergences, merged_model
 from transformers import PreTrainedTokenizerFast
 
 from data.errors import UserError
-from export.awq import quantize_awq
-from export.gptqmodel_environment import is_made, place
+from export.quantize.awq import quantize_awq
+from export.quantize.gptqmodel_environment import is_made, place
 from train.quantize_settings import Awq
 
 needs_gptqmodel = pytest.mark.skipif(

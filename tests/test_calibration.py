@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from data.dataset import training_rows
 from data.errors import UserError
 from data.tokens import Encoder
-from export.calibration import calibration_rows, spread
+from export.quantize.calibration import calibration_rows, spread
 from train.config import Config
 from train.quantize_settings import Calibration
 from train.recipe import corpus_of, recipe_of

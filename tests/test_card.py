@@ -19,14 +19,14 @@ from data.render import PROMPT_FORMATS
 from evals.card_picture import draw_card
 from evals.card_text import markdown
 from export.artefact import read_artefact, record_of
-from export.card import changed_since, placed, write_card
-from export.card_facts import Options, gather, progress_of
-from export.card_gaps import missing
-from export.card_licence import Licence, hub_fields, licence_of_base
-from export.card_metadata import for_gguf_repository
-from export.card_tables import verdict
-from export.card_training import duration, prompt_example, separators_trained
-from export.memory import cache_bytes, predicted_ram
+from export.card.card import changed_since, placed, write_card
+from export.card.facts import Options, gather, progress_of
+from export.card.gaps import missing
+from export.card.licence import Licence, hub_fields, licence_of_base
+from export.card.metadata import for_gguf_repository
+from export.card.tables import verdict
+from export.card.training import duration, prompt_example, separators_trained
+from export.proof.memory import cache_bytes, predicted_ram
 
 STATED = Options("someone/base", "llama2", "cc-by-nc-4.0", ("en",), ("someone/records",), "A. Nauthor")
 

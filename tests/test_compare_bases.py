@@ -17,10 +17,10 @@ from data.errors import UserError
 from evals.divergence import Divergence
 from evals.perplexity import Perplexity
 from evals.text import Text, read_text
-from export.compare_bases import Comparison, Measured, compare_bases, default_contexts, recommendation
-from export.manifest import require_intact
-from export.ship import Shipped
-from export.source import Form, open_source
+from export.merge.compare_bases import Comparison, Measured, compare_bases, default_contexts, recommendation
+from export.merge.manifest import require_intact
+from export.merge.ship import Shipped
+from export.merge.source import Form, open_source
 from scripts.merge import bases_table
 from train.config import Config
 from train.rope import RopeSpec

@@ -15,10 +15,10 @@ from transformers import AutoModelForCausalLM
 
 from data.errors import UserError
 from data.tokens import Encoder
-from export.gguf import convert, lossless_type, quantize, roped
-from export.gguf_file import Content, read, whole, write
-from export.gguf_tokenizer import SAMPLES, read_differently
-from export.hf_config import write_config
+from export.gguf.convert import convert, lossless_type, quantize, roped
+from export.gguf.file import Content, read, whole, write
+from export.gguf.tokenizer import SAMPLES, read_differently
+from export.merge.hf_config import write_config
 from train.model import load_tokenizer
 from train.rope import RopeSpec
 

@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from data.render import PromptFormat
-from export.gptq import groups_are_sequential, quantize_gptq
-from export.gptqmodel_environment import is_made, place, python_for_gptqmodel
-from export.hf_config import write_config, write_tokenizer
-from export.stranger import SCRIPTS
+from export.merge.hf_config import write_config, write_tokenizer
+from export.proof.stranger import SCRIPTS
+from export.quantize.gptq import groups_are_sequential, quantize_gptq
+from export.quantize.gptqmodel_environment import is_made, place, python_for_gptqmodel
 from train.quantize_settings import Gptq
 from train.rope import RopeSpec
 

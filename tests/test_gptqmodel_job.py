@@ -12,8 +12,8 @@ from transformers import PreTrainedTokenizerFast
 
 from data.errors import UserError
 from export import gptqmodel_environment as environment
-from export.gptq import quantize_gptq
-from export.gptqmodel_job import Job, describe, require_whole_groups, run
+from export.quantize.gptq import quantize_gptq
+from export.quantize.gptqmodel_job import Job, describe, require_whole_groups, run
 from train.quantize_settings import Gptq
 
 ROWS = [list(range(3, 67))]
@@ -35,7 +35,7 @@ def test_a_failure_of_gptqmodel_is_one_message_with_its_log(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Here it is not there at all, in the environment that the worker gets."""
-    monkeypatch.setattr("export.gptqmodel_job.python_for_gptqmodel", lambda _say: Path(sys.executable))
+    monkeypatch.setattr("export.quantize.gptqmodel_job.python_for_gptqmodel", lambda _say: Path(sys.executable))
     with pytest.raises(UserError, match="gptqmodel failed: ModuleNotFoundError: No module named 'gptqmodel'") as caught:
         run(Job("gptq", tiny_model, tmp_path / ".out.partial", {"bits": 4}, ROWS), print)
     assert str(tmp_path / "out.log") in caught.value.todo

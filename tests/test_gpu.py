@@ -14,7 +14,7 @@ from conftest import settings
 from data.tokens import Encoder
 from evals.load import live_model
 from evals.scoring import TransformersScorer
-from export.ship import merge_run
+from export.merge.ship import merge_run
 from train.checkpoint import latest
 from train.config import Config
 from train.model import load_tokenizer

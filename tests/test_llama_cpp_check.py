@@ -17,13 +17,13 @@ from gguf_model import FACTOR, LINEAR, TEXTS, WINDOW, dense_fixture, merged_fixt
 
 from data.tokens import Encoder
 from evals.gguf import GgufScorer
-from export.gguf import quantize, roped, split
-from export.gguf_file import read, write
+from export.gguf.convert import quantize, roped, split
+from export.gguf.file import read, write
 from train.model import load_tokenizer
 from train.rope_spelling import rope_freqs
 
 pytestmark = pytest.mark.program
-SCRIPT = ROOT / "export/strangers/llama_cpp_check.py"
+SCRIPT = ROOT / "export/proof/strangers/llama_cpp_check.py"
 PROMPT = TEXTS[0].partition(" It is")[0]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from data.errors import UserError
-from export.llama_cpp_source import SCRIPT, VERSION, converter, unpack
+from export.gguf.llama_cpp_source import SCRIPT, VERSION, converter, unpack
 
 ROOT = f"llama_cpp_python-{VERSION}"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from data.errors import UserError
-from export.manifest import NAME, read_manifest, require_intact, write_manifest
+from export.merge.manifest import NAME, read_manifest, require_intact, write_manifest
 
 
 @pytest.fixture

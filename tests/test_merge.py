@@ -20,11 +20,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from data.errors import UserError
 from evals.divergence import compare, predict
 from evals.load import live_model, load_dense
-from export.manifest import require_intact
-from export.merge import as_trained, merge_shards, merged_weights, quantized_weights
-from export.ship import merge_run
-from export.source import Form
-from export.updates import read_deltas
+from export.merge.manifest import require_intact
+from export.merge.ship import merge_run
+from export.merge.source import Form
+from export.merge.updates import read_deltas
+from export.merge.weights import as_trained, merge_shards, merged_weights, quantized_weights
 from train.config import Config, Quantization
 from train.model import load_base, load_model_config
 from train.rope_check import verify
@@ -150,7 +150,7 @@ def test_a_merge_that_lost_something_is_not_published(run: Path, monkeypatch: py
     def halved(adapter: Path):
         return {name: type(d)(d.a, d.b, d.scaling / 2) for name, d in whole(adapter).items()}
 
-    monkeypatch.setattr("export.source.read_deltas", halved)
+    monkeypatch.setattr("export.merge.source.read_deltas", halved)
     shipped = merge(run)
     assert not shipped.verified
     assert shipped.folder.name == "merged-unverified"
@@ -272,7 +272,7 @@ def test_a_checkpoint_is_not_a_finished_run(run: Path) -> None:
 
 
 def test_too_little_disk_is_found_before_anything_is_written(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("export.source.shutil.disk_usage", lambda _: SimpleNamespace(free=200_000))
+    monkeypatch.setattr("export.merge.source.shutil.disk_usage", lambda _: SimpleNamespace(free=200_000))
     with pytest.raises(UserError, match=r"takes 0\.1 GB, and 0\.0 GB are free"):
         merge(run)
     assert not (run / ".merged.partial").exists()
@@ -287,7 +287,7 @@ def test_what_was_cut_short_is_taken_away(run: Path, monkeypatch: pytest.MonkeyP
         assert not (stale / "model-00009-of-00009.safetensors").exists()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("export.ship.ask_live", stops)
+    monkeypatch.setattr("export.merge.ship.ask_live", stops)
     with pytest.raises(KeyboardInterrupt):
         merge(run)
     assert not stale.exists()

@@ -17,11 +17,11 @@ from transformers import LlamaForCausalLM
 from data.errors import UserError
 from evals.divergence import compare, predict
 from evals.load import live_model, load_dense
-from export.merge import EMBEDDING, HEAD, merge_shards, quantized_weights
-from export.parity import records_to_check
-from export.ship import MAX_KL, merge_run
-from export.source import Form, open_source
-from export.updates import read_deltas
+from export.merge.parity import records_to_check
+from export.merge.ship import MAX_KL, merge_run
+from export.merge.source import Form, open_source
+from export.merge.updates import read_deltas
+from export.merge.weights import EMBEDDING, HEAD, merge_shards, quantized_weights
 from train.adapter import attach_adapter
 from train.config import Config, Lora, Model, Quantization
 from train.model import checkpoint_activations, load_base, load_model_config

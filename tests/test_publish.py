@@ -22,11 +22,11 @@ from shipped_run import AWQ_NAME, GPTQ_NAME, add_variants, shipped_run, stranger
 import scripts.publish
 from data.errors import UserError
 from export.artefact import read_artefact, record_of
-from export.card import write_card
-from export.card_facts import Options
-from export.hub_upload import batches, deliver, git_hash, redacted
-from export.manifest import read_manifest
-from export.publish import Destination, plan, upload_of
+from export.card.card import write_card
+from export.card.facts import Options
+from export.hub.publish import Destination, plan, upload_of
+from export.hub.upload import batches, deliver, git_hash, redacted
+from export.merge.manifest import read_manifest
 
 # huggingface_hub 2.4 (lfs.py) hands files to httpx2 by a name that it deprecated; gone when it follows.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -328,7 +328,7 @@ def test_a_token_never_leaves_a_text(monkeypatch: pytest.MonkeyPatch) -> None:
     assert redacted("Bearer odd-one and odd-one") == "Bearer (token) and (token)"
     assert redacted("another: hf_abcdefghijklmnop, and Bearer xyz!") == "another: (token), and Bearer (token)"
     monkeypatch.delenv("HF_TOKEN")
-    monkeypatch.setattr("export.hub_upload.get_token", lambda: None)
+    monkeypatch.setattr("export.hub.upload.get_token", lambda: None)
     assert redacted("nothing here") == "nothing here"
 
 
@@ -357,7 +357,7 @@ def command(run: Path, *arguments: object, hub: Hub | None = None, token: str | 
 
 def test_a_dry_run_lists_and_sends_nothing(run: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.setattr(sys, "argv", ["publish", str(run), "--repo", REPO])
-    monkeypatch.setattr("export.hub_upload.get_token", lambda: None)
+    monkeypatch.setattr("export.hub.upload.get_token", lambda: None)
     assert scripts.publish.main() == 0
     out = capsys.readouterr().out
     assert hub.requests == []
@@ -391,7 +391,7 @@ def test_a_hub_that_echoes_the_token(run: Path, hub: Hub, tmp_path: Path) -> Non
 
 
 def test_no_token_is_said_before_anything_is_read(run: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    monkeypatch.setattr("export.hub_upload.get_token", lambda: None)
+    monkeypatch.setattr("export.hub.upload.get_token", lambda: None)
     monkeypatch.setattr(sys, "argv", ["publish", str(run), "--repo", REPO, "--really"])
     assert scripts.publish.main() == 2
     out, err = capsys.readouterr()

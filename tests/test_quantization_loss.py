@@ -14,7 +14,7 @@ from transformers import LlamaForCausalLM
 
 from data.errors import UserError
 from evals.divergence import Predictions, StreamedLogits, compare
-from export.quantization_loss import LossJob, contexts_of, do, predicted, read_job, read_reference
+from export.proof.loss import LossJob, contexts_of, do, predicted, read_job, read_reference
 
 
 @pytest.fixture

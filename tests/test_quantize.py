@@ -17,9 +17,9 @@ from gguf_model import fast_tokenizer, train_sentencepiece
 from transformers import LlamaForCausalLM
 
 from export.artefact import Artefact, artefacts
-from export.gptqmodel_environment import is_made, place
-from export.llama_cpp_source import FOLDER
-from export.ship import merge_run
+from export.gguf.llama_cpp_source import FOLDER
+from export.merge.ship import merge_run
+from export.quantize.gptqmodel_environment import is_made, place
 from train.config import Config
 from train.session import run_training
 

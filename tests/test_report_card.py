@@ -16,7 +16,7 @@ from evals.measures import Settings, units
 from evals.report_card import Measured, evaluate, to_json
 from evals.subjects import controls_of, run_of, subject_of, windows_of
 from evals.text import read_text
-from export.ship import merge_run
+from export.merge.ship import merge_run
 from scripts import evaluate as evaluate_script
 from train.config import Config
 from train.rope import RopeSpec

@@ -13,7 +13,7 @@ from test_rope import METHODS, spec
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
 from data.errors import UserError
-from export.hf_config import write_config
+from export.merge.hf_config import write_config
 from train.config import Model, Quantization
 from train.model import load_base, load_model_config
 from train.rope import RopeSpec, RopeType

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from data.errors import UserError
-from export.shards import Weight, cut, parse_size, shard_names, weights_of, write_index
+from export.merge.shards import Weight, cut, parse_size, shard_names, weights_of, write_index
 
 
 def weight(name: str, *shape: int) -> Weight:
@@ -72,15 +72,27 @@ def test_stored_rotary_frequencies_stay_behind(tmp_path: Path) -> None:
     assert [(w.name, w.shape) for w in weights_of(tmp_path)] == [("a", (3, 2))]
 
 
-COUNT, ROWS, COLUMNS = 330, 1024, 2048  # weights of 4.2 MB each in bfloat16, 1.4 GB in all
-LIMIT = 450_000_000  # bytes that the process may have, with Python and torch in them
-MERGE = """
+ROWS, COLUMNS = 1024, 2048  # weights of 4.2 MB each in bfloat16
+ROOM = 110_000_000  # bytes that the process may have beside Python and its libraries
+IMPORTS = """
 import resource, sys, torch
 from pathlib import Path
 torch.set_num_threads(1)
-from export.merge import merge_shards
-from export.updates import Delta
+from export.merge.weights import merge_shards
+from export.merge.updates import Delta
 from train.config import Quantization
+"""
+# What RLIMIT_DATA counts, before anything is merged.
+USED = (
+    IMPORTS
+    + """
+lines = Path("/proc/self/status").read_text().splitlines()
+print(next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmData:")))
+"""
+)
+MERGE = (
+    IMPORTS
+    + """
 base, folder, shard_size, limit = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 a, b = torch.full((1, {columns}), 0.25), torch.full(({rows}, 1), 2.0)
@@ -89,11 +101,12 @@ updates = {{name: Delta(a, b, 0.5) for name in names[::10]}}
 wanted = base, updates, frozenset(names[:10]), Quantization(), "dequantized", torch.bfloat16, folder
 print(len(list(merge_shards(*wanted, torch.device("cpu"), max_shard_size=shard_size))))
 """
+)
 
 
-def write_large(path: Path, block: torch.Tensor) -> None:
-    """One safetensors file of COUNT weights, each the same block, without ever holding more than that."""
-    names = [f"model.layers.{n}.mlp.up_proj.weight" for n in range(COUNT)]
+def write_large(path: Path, block: torch.Tensor, count: int) -> None:
+    """One safetensors file of `count` weights, each the same block, without ever holding more than that."""
+    names = [f"model.layers.{n}.mlp.up_proj.weight" for n in range(count)]
     size = block.nbytes
     entries = {
         name: {"dtype": "BF16", "shape": [ROWS, COLUMNS], "data_offsets": [n * size, (n + 1) * size]}
@@ -113,14 +126,18 @@ def test_a_model_three_times_larger_than_the_memory_merges(tmp_path: Path) -> No
     base.mkdir()
     merged.mkdir()
     block = torch.randn(ROWS, COLUMNS, generator=torch.Generator().manual_seed(0)).bfloat16()
-    write_large(base / "model.safetensors", block)
-    assert (base / "model.safetensors").stat().st_size > 3 * LIMIT
-    script = MERGE.format(columns=COLUMNS, rows=ROWS, count=COUNT)
+
+    def python(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", script, *map(str, arguments)]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    limit = int(python(USED).stdout) + ROOM
+    count = 3 * limit // block.nbytes + 1
+    write_large(base / "model.safetensors", block, count)
+    assert (base / "model.safetensors").stat().st_size > 3 * limit
 
     def run(shard_size: int) -> subprocess.CompletedProcess[str]:
-        arguments = [str(base), str(merged), str(shard_size), str(LIMIT)]
-        command = [sys.executable, "-c", script, *arguments]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        return python(MERGE.format(columns=COLUMNS, rows=ROWS, count=count), base, merged, shard_size, limit)
 
     try:
         whole = run(10**10)
@@ -129,8 +146,8 @@ def test_a_model_three_times_larger_than_the_memory_merges(tmp_path: Path) -> No
         done = run(30_000_000)
         assert done.returncode == 0, done.stderr
         index = json.loads((merged / "model.safetensors.index.json").read_text())
-        assert len(set(index["weight_map"].values())) == int(done.stdout) == 48
-        assert index["metadata"]["total_size"] == COUNT * block.nbytes
+        assert len(set(index["weight_map"].values())) == int(done.stdout) == -(-count // 7)
+        assert index["metadata"]["total_size"] == count * block.nbytes
         for n, expected in ((20, block + torch.tensor(0.25)), (21, block)):
             name = f"model.layers.{n}.mlp.up_proj.weight"
             with safe_open(merged / index["weight_map"][name], framework="pt") as tensors:
@@ -141,7 +158,7 @@ def test_a_model_three_times_larger_than_the_memory_merges(tmp_path: Path) -> No
 
 
 def test_a_shard_can_be_read_by_everyone(tmp_path: Path) -> None:
-    from export.shards import write_shard
+    from export.merge.shards import write_shard
 
     write_shard(tmp_path / "model.safetensors", {"a": torch.ones(2)})
     assert (tmp_path / "model.safetensors").stat().st_mode & 0o777 == 0o644

@@ -12,7 +12,7 @@ from conftest import TEXTS, settings, write_jsonl
 from safetensors.torch import load_file
 
 from data.errors import UserError
-from export.ship import merge_run
+from export.merge.ship import merge_run
 from train.config import Config
 from train.rope import RopeSpec
 from train.run import Run, open_run

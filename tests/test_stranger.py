@@ -14,7 +14,7 @@ from data.errors import UserError
 from data.records import Conversation, Turn
 from data.render import PROMPT_FORMATS
 from data.tokens import Encoder
-from export.stranger import Expected, judged, training_prompt
+from export.proof.stranger import Expected, judged, training_prompt
 from train.rope import RopeSpec
 
 LINEAR = RopeSpec("linear", 2.0, 10000.0, 16, 256)
@@ -139,7 +139,7 @@ def test_the_prompt_is_one_that_was_trained(tokenizer: PreTrainedTokenizerFast) 
 
 
 def test_the_strangers_import_nothing_of_ours() -> None:
-    scripts = list((ROOT / "export" / "strangers").glob("*.py"))
+    scripts = list((ROOT / "export" / "proof" / "strangers").glob("*.py"))
     assert len(scripts) >= 2
     for script in scripts:
         assert not imported_packages(script) & set(ORDER), script

@@ -56,3 +56,18 @@ def test_every_script_has_a_first_line_for_the_list() -> None:
     for path in (ROOT / "scripts").glob("[a-z]*.py"):
         first = (ast.get_docstring(ast.parse(path.read_text())) or "").splitlines()[0]
         assert first.startswith((f"python -m scripts.{path.stem}", f"python3 -m scripts.{path.stem}")), path
+
+
+EXPORT_ORDER = ["files", "artefact", "merge", "gguf", "proof", "quantize", "card", "hub"]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "export").rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
+def test_within_export_imports_go_one_way_too(path: Path) -> None:
+    """From the merge to the hub, as the data goes; `files` and `artefact` are what they hand on."""
+    room = path.relative_to(ROOT / "export").parts[0].removesuffix(".py")
+    if room == "__init__":
+        return
+    tree = ast.parse(path.read_text())
+    modules = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    rooms = {module.split(".")[1] for module in modules if module.startswith("export.")}
+    assert rooms <= set(EXPORT_ORDER[: EXPORT_ORDER.index(room) + 1])

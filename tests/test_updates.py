@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
 from data.errors import UserError
-from export.merge import has_own_head, merge_shards
-from export.updates import Delta, Dora, Replacement, read_deltas
+from export.merge.updates import Delta, Dora, Replacement, read_deltas
+from export.merge.weights import has_own_head, merge_shards
 from train.config import Quantization
 
 # peft's word that it saves the base's embedding too, and that a tied one is adapted: both are what is tested.

@@ -8,8 +8,9 @@ import pytest
 from conftest import ROOT
 
 from data.errors import UserError
-from export.artefact import Artefact, File, LoadsIn, Loss, artefacts, read_artefact, record_of
-from export.variants import planned
+from export.artefact import Artefact, LoadsIn, Loss, artefacts, read_artefact, record_of
+from export.files import File
+from export.quantize.variants import planned
 from train.quantize_settings import Quantize
 from train.settings import load_config, validate
 

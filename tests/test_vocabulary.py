@@ -10,7 +10,7 @@ from conftest import TEXTS, sentencepiece_like, train_tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from data.errors import UserError
-from export.vocabulary import Vocabulary, vocabulary_of, write_vocabulary
+from export.merge.vocabulary import Vocabulary, vocabulary_of, write_vocabulary
 
 
 def read(path: Path) -> dict:

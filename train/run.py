@@ -66,7 +66,7 @@ class Run:
 
     @property
     def merged(self) -> Path:
-        """The merged model (export/merge.py)."""
+        """The merged model (export/merge/weights.py)."""
         return self.path / "merged"
 
     @property

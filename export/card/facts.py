@@ -1,0 +1,251 @@
+"""Everything that a model card says, read from a run directory once; nothing is measured or guessed here."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data.errors import UserError
+from data.render import PromptFormat
+from evals.load import MERGE_RECORD
+from export.artefact import Artefact, artefacts
+from export.card.licence import Licence, licence_of_base, licence_of_data
+from export.merge.manifest import NAME as MANIFEST
+from export.merge.manifest import Manifest, read_manifest
+from train.config import Config
+from train.recipe import prompt_format_of
+from train.rope import RopeSpec
+from train.rope_settings import RopeScaling
+from train.run import Run, open_run, read_config
+from train.settings import stage_configs
+
+# Which merge a card speaks of, where there are several: the verified one that was trained before all others.
+MERGES = ("merged", "merged-original", "merged-unverified", "merged-original-unverified")
+LAST_SHARE = 0.1  # of the steps, over which the loss at the end is averaged: a single step is noisy
+
+
+@dataclass(frozen=True)
+class Options:
+    """What only the author can say; None where nobody did.
+
+    Attributes:
+        base_model: the base's name on the hub; datasets: the data's names there.
+        base_license: as the hub spells it, or any words; data_license: likewise.
+        languages: codes of two or three letters.
+    """
+
+    base_model: str | None = None
+    base_license: str | None = None
+    data_license: str | None = None
+    languages: tuple[str, ...] = ()
+    datasets: tuple[str, ...] = ()
+    author: str | None = None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What metrics.jsonl adds up to.
+
+    Attributes:
+        tokens: that passed through the model; trained_tokens: of them in the loss.
+        seconds: of optimizer steps, without starting, evaluating and saving.
+        first_loss: of the first step; last_loss: mean of the last `last_steps`, weighed by trained tokens.
+        validation: (step, loss) of each evaluation.
+    """
+
+    steps: int
+    tokens: int
+    trained_tokens: int
+    seconds: float
+    first_loss: float
+    last_loss: float
+    last_steps: int
+    validation: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of training, or the whole run where it has none (then its name is empty)."""
+
+    name: str
+    config: Config
+    data: dict[str, Any] | None
+    progress: Progress | None
+
+
+@dataclass(frozen=True)
+class Merge:
+    """A merged model as it lies on the disk.
+
+    Attributes:
+        name: of its directory; record: its merge.json; manifest: its manifest.json; config: its config.json.
+        size: bytes of its weight files.
+    """
+
+    name: str
+    record: dict[str, Any]
+    manifest: Manifest | None
+    config: dict[str, Any]
+    size: int
+
+    @property
+    def verified(self) -> bool:
+        """Whether it is the model that was trained."""
+        return bool(self.record["verified"])
+
+
+@dataclass(frozen=True)
+class Facts:
+    """All of it.
+
+    Attributes:
+        base: the name that config.yaml gives the base model.
+        config: the settings that the adapter was last trained with; config_yaml: the run's own, as it stands.
+        eos: the text that ends an answer; None where no tokenizer is at hand.
+        report: evals/report.json; bases: evals/compare_bases.json, where both bases were measured.
+        pictures: paths of those that are there, within the run.
+    """
+
+    run: Path
+    name: str
+    base: str
+    options: Options
+    config: Config
+    config_yaml: str
+    spec: RopeSpec
+    prompt_format: PromptFormat
+    eos: str | None
+    environment: dict[str, Any]
+    stages: tuple[Stage, ...]
+    merge: Merge | None
+    report: dict[str, Any] | None
+    bases: dict[str, Any] | None
+    pictures: tuple[str, ...]
+    artefacts: tuple[Artefact, ...]
+    base_licence: Licence
+    data_licence: Licence
+
+    @property
+    def extended(self) -> bool:
+        """Whether the run changed its base's positions."""
+        return any(stage.config.model.rope_scaling != RopeScaling() for stage in self.stages)
+
+    def of_method(self, method: str) -> tuple[Artefact, ...]:
+        """The variants of one family."""
+        return tuple(artefact for artefact in self.artefacts if artefact.method == method)
+
+
+PICTURES = ("evals/report.png", "evals/quantization.png")
+
+
+def gather(path: Path, options: Options) -> Facts:
+    """Read a finished run.
+
+    Raises:
+        UserError: not a finished run, or one of its records cannot be read.
+    """
+    run, config = open_run(path)
+    merge, base = merge_of(path), config.model.name_or_path
+    folder = path / merge.name if merge else Path(base).expanduser()
+    return Facts(
+        run=path,
+        name=path.absolute().name,
+        base=Path(base).name if Path(base).expanduser().is_dir() or base.startswith((".", "/", "~")) else base,
+        options=options,
+        config=config,
+        config_yaml=run.config.read_text(),
+        spec=RopeSpec.load(run.adapter),
+        prompt_format=prompt_format_of(config.data),
+        eos=_eos(folder),
+        environment=read_json(path / "environment.json") or {},
+        stages=_stages(run),
+        merge=merge,
+        report=read_json(path / "evals" / "report.json"),
+        bases=read_json(path / "evals" / "compare_bases.json"),
+        pictures=tuple(picture for picture in PICTURES if (path / picture).is_file()),
+        artefacts=read_artefacts(path),
+        base_licence=licence_of_base(base, options.base_license),
+        data_licence=licence_of_data(options.data_license),
+    )
+
+
+def merge_of(run: Path) -> Merge | None:
+    """The merge that a run would publish; None where there is none."""
+    for name in MERGES:
+        folder = run / name
+        record = read_json(folder / MERGE_RECORD)
+        if record is not None:
+            size = sum(weights.stat().st_size for weights in folder.glob("*.safetensors"))
+            config = read_json(folder / "config.json") or {}
+            manifest = read_manifest(folder) if (folder / MANIFEST).is_file() else None
+            return Merge(name, record, manifest, config, size)
+    return None
+
+
+def progress_of(lines: list[dict[str, Any]]) -> Progress | None:
+    """The sum of a run's metrics; None where no step was taken."""
+    steps = [line for line in lines if "loss" in line]
+    if not steps:
+        return None
+    last = steps[-max(1, round(LAST_SHARE * len(steps))) :]
+    weights = sum(step["trained_tokens"] for step in last)
+    return Progress(
+        steps=steps[-1]["step"],
+        tokens=sum(step["tokens"] for step in steps),
+        trained_tokens=sum(step["trained_tokens"] for step in steps),
+        seconds=sum(step["seconds"] for step in steps),
+        first_loss=steps[0]["loss"],
+        last_loss=sum(step["loss"] * step["trained_tokens"] for step in last) / weights,
+        last_steps=len(last),
+        validation=tuple((line["step"], line["validation_loss"]) for line in lines if "validation_loss" in line),
+    )
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A record; None where it is not there.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError as error:
+        raise UserError(
+            str(path), f"cannot be read ({error})", "write it again with the command that made it"
+        ) from None
+
+
+def _stages(run: Run) -> tuple[Stage, ...]:
+    whole = read_config(run)
+    stages = stage_configs(whole)
+    if not stages:
+        return (_stage("", whole, run),)
+    own = [Run(run.stages / settings.run_dir.name) for settings in stages]
+    return tuple(_stage(s.name, c, r) for s, c, r in zip(whole.stages, stages, own, strict=True))
+
+
+def _stage(name: str, config: Config, run: Run) -> Stage:
+    lines = run.metrics.read_text().splitlines() if run.metrics.is_file() else []
+    return Stage(name, config, read_json(run.path / "data.json"), progress_of([json.loads(line) for line in lines]))
+
+
+def read_artefacts(path: Path) -> tuple[Artefact, ...]:
+    """Every finished variant of a run.
+
+    Raises:
+        UserError: the record of one cannot be read.
+    """
+    try:
+        return tuple(artefacts(path))
+    except (ValueError, KeyError, TypeError) as error:
+        todo = "make the variant again, or remove its directory"
+        raise UserError(str(path), f"the record of a variant cannot be read ({error})", todo) from None
+
+
+def _eos(folder: Path) -> str | None:
+    eos = (read_json(folder / "tokenizer_config.json") or {}).get("eos_token")
+    return eos.get("content") if isinstance(eos, dict) else eos

@@ -1,0 +1,129 @@
+"""How a model was trained, in the lines of its card: the prompt format as text, the settings, what came of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from data.records import Conversation, Turn
+from data.render import PromptFormat, always, render
+from export.card.facts import Facts, Progress, Stage
+from train.rope import RopeSpec
+
+# A draw that is below every chance of a space, and one that is above.
+DRAWS = {"space": 0.0, "newline": 1.0}
+METHODS = {
+    "default": "none: another window only",
+    "linear": "linear position interpolation (arXiv 2306.15595)",
+    "ntk": "NTK-aware scaling of theta",
+    "dynamic": "dynamic NTK scaling",
+    "ntk_by_parts": "NTK-by-parts interpolation",
+    "yarn": "YaRN (arXiv 2309.00071)",
+    "llama3": "Llama 3's scaling",
+    "longrope": "LongRoPE (arXiv 2402.13753)",
+    "theta": "another theta",
+}
+
+
+def separators_trained(prompt_format: PromptFormat) -> dict[str, float]:
+    """How often each separator stands where one does, by name; those that never do are left out."""
+    shares = {"newline": 1.0 - prompt_format.space_probability, "space": prompt_format.space_probability}
+    return {name: share for name, share in shares.items() if share > 0.0}
+
+
+def prompt_example(prompt_format: PromptFormat, separator: str, eos: str | None) -> str:
+    """Two turns, written as the model saw them in training, up to where the second answer begins."""
+    turns = (Turn("{prompt}", "{answer}"), Turn("{next prompt}", ""))
+    spans = render(Conversation("", "", None, turns), prompt_format, always(DRAWS[separator]))[:-1]
+    end = eos or "(end of sequence)"
+    return "".join(span.text + (end if span.ends_turn else "") for span in spans).rstrip(" ")
+
+
+def training_rows(facts: Facts, stage: Stage) -> list[tuple[str, str]]:
+    """Settings and outcomes of a stage, as (what, value)."""
+    config, lora, train = stage.config, stage.config.lora, stage.config.train
+    quantization = config.quantization
+    base = f"{facts.base}, held as {quantization.quant_type}" + (" (double quant)" if quantization.double_quant else "")
+    modules = lora.target_modules if isinstance(lora.target_modules, str) else ", ".join(lora.target_modules)
+    in_full = f"; in full: {', '.join(lora.modules_to_save)}" if lora.modules_to_save else ""
+    batch = f"{train.per_device_train_batch_size} x {train.gradient_accumulation_steps} rows a step on each process"
+    length = f"{train.max_steps:,} steps asked for" if train.max_steps else f"epochs: {train.num_train_epochs:g}"
+    rows = [
+        ("base", base),
+        ("LoRA", f"r {lora.r}, alpha {lora.lora_alpha:g}, dropout {lora.lora_dropout:g}, on {modules}{in_full}"),
+        ("rows", f"up to {config.model.max_length:,} tokens, {'packed' if config.data.packing else 'one record each'}"),
+        ("optimizer", f"{train.optim}, learning rate {train.learning_rate:g}, {train.lr_scheduler_type}"),
+        ("batch", f"{batch}; {length}"),
+        ("seed", str(train.seed)),
+    ]
+    return rows + (_outcome(stage.progress) if stage.progress else [("steps", "not recorded (no metrics.jsonl)")])
+
+
+def _outcome(progress: Progress) -> list[tuple[str, str]]:
+    speed = progress.tokens / progress.seconds if progress.seconds else 0.0
+    average = f"mean of the last {progress.last_steps} steps" if progress.last_steps > 1 else "last step"
+    evaluated = "; ".join(f"{loss:.4f} after step {step}" for step, loss in _ends(progress.validation))
+    return [
+        ("steps", f"{progress.steps:,}"),
+        ("tokens", f"{progress.tokens:,}, of them {progress.trained_tokens:,} in the loss (answers only)"),
+        ("time", f"{duration(progress.seconds)} of optimizer steps, {speed:,.0f} tokens/s"),
+        (
+            "training loss",
+            f"{progress.first_loss:.4f} in the first step, {progress.last_loss:.4f} at the end ({average})",
+        ),
+        ("held-out loss", evaluated or "not measured"),
+    ]
+
+
+def _ends(values: tuple[tuple[int, float], ...]) -> tuple[tuple[int, float], ...]:
+    return values if len(values) < 3 else (values[0], values[-1])
+
+
+def hardware(facts: Facts) -> str:
+    """Where it was trained, as environment.json says."""
+    found = facts.environment
+    if not found:
+        return "not recorded (no environment.json)"
+    threads = f", {found['cpu_threads']} threads" if "cpu" in str(found.get("topology")) else ""
+    return f"{found.get('topology')} ({found.get('device')}{threads})"
+
+
+def software(facts: Facts) -> str:
+    """The versions that trained it."""
+    found = facts.environment
+    names = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
+    versions = ", ".join(f"{name} {found[name]}" for name in names if name in found)
+    return versions + (f"; this program at git {found['git_commit']}" if found.get("git_commit") else "")
+
+
+def sources(stage: Stage) -> list[str]:
+    """Each data file with its hash and what was read from it."""
+    return [
+        f"`{Path(s['path']).name}`: {s['read']:,} records read, {len(s['rejected'])} rejected, sha256 `{s['sha256']}`"
+        for s in (stage.data or {}).get("sources", [])
+    ]
+
+
+def separators_drawn(stage: Stage) -> str:
+    """How often each separator stood before an answer in the first epoch; empty where it was not counted."""
+    counts = (stage.data or {}).get("separators") or {}
+    return ", ".join(f"{count:,} x {name}" for name, count in sorted(counts.items()))
+
+
+def trained_positions(facts: Facts) -> int:
+    """The largest position window that any stage's rows reached, in tokens."""
+    return max(max(s.config.model.max_length, s.config.data.pose_length or 0) for s in facts.stages)
+
+
+def extension(spec: RopeSpec) -> str:
+    """The method in words."""
+    theta = f", {spec.new_theta:g}" if spec.new_theta else ""
+    return f"{METHODS[spec.rope_type]}{theta}"
+
+
+def duration(seconds: float) -> str:
+    """As a person says it."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -1,0 +1,1 @@
+"""What goes where on the hub, and sending it there."""

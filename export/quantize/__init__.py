@@ -1,0 +1,1 @@
+"""A merged model becomes its variants: what is made of it, with which settings, in which environment."""

@@ -11,7 +11,7 @@ from conftest import save_tiny_model
 from transformers import PreTrainedTokenizerFast
 
 from data.errors import UserError
-from export import gptqmodel_environment as environment
+from export.quantize import gptqmodel_environment as environment
 from export.quantize.gptq import quantize_gptq
 from export.quantize.gptqmodel_job import Job, describe, require_whole_groups, run
 from train.quantize_settings import Gptq

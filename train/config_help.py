@@ -55,6 +55,7 @@ def _help_lines(section: type[BaseModel], prefix: str) -> list[str]:
         else:
             default = "required" if field.is_required() else f"default {_yaml(_default(key, field))}"
             lines += [f"  {key}  ({default})", f"      {_meaning(field)}"]
+            lines += _help_lines(inner, f"{key}[].") if inner else []
     return lines
 
 
@@ -78,7 +79,8 @@ def _choices(annotation: Any) -> list[str]:
 def _default(key: str, field: FieldInfo) -> Any:
     if field.is_required():
         return _REQUIRED[key]
-    return list(field.default) if isinstance(field.default, tuple) else field.default
+    default = field.get_default(call_default_factory=True)
+    return list(default) if isinstance(default, tuple) else default
 
 
 def _yaml(value: Any) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from data.errors import UserError, exits_on_user_error
 from data.records import Turn
 from evals.generate import Sampling, stream_reply
 from evals.load import Loaded, load
+from scripts._arguments import at_least
 from train.console import quiet_libraries
 
 
@@ -66,23 +67,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--prompt", help="answer this and exit")
     parser.add_argument("--system", help="system prompt (default: the format's own)")
     parser.add_argument("--stop", action="append", default=[], metavar="NAME", help="also stop at `NAME:` (repeatable)")
-    parser.add_argument("--max-new-tokens", type=_at_least(1, int), default=256)
-    parser.add_argument("--temperature", type=_at_least(0), default=0.0, help="0 takes the likeliest token")
-    parser.add_argument("--top-p", type=_at_least(0, most=1), default=0.95, help="share of probability to choose from")
-    parser.add_argument("--repetition-penalty", type=_at_least(1), default=1.0, help="1 is none")
+    parser.add_argument("--max-new-tokens", type=at_least(1, int), default=256)
+    parser.add_argument("--temperature", type=at_least(0), default=0.0, help="0 takes the likeliest token")
+    parser.add_argument("--top-p", type=at_least(0, most=1), default=0.95, help="share of probability to choose from")
+    parser.add_argument("--repetition-penalty", type=at_least(1), default=1.0, help="1 is none")
     return parser
-
-
-def _at_least(least: float, kind: type = float, most: float = float("inf")) -> Callable[[str], float]:
-    """A number within limits, as an argparse type."""
-
-    def number(text: str) -> float:
-        value = kind(text)
-        if not least <= value <= most:
-            raise argparse.ArgumentTypeError(f"{text} is not within {least} to {most}")
-        return value
-
-    return number
 
 
 if __name__ == "__main__":

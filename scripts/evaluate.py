@@ -20,6 +20,7 @@ from evals.measures import Settings, Unit, default_contexts
 from evals.report_card import evaluate, to_json
 from evals.subjects import Subject, controls_of, run_of, subject_of, windows_of
 from evals.text import read_text
+from scripts._arguments import lengths, positive
 from train.console import quiet_libraries
 
 
@@ -112,39 +113,25 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("models", type=Path, nargs="+", help="runs, adapters, model directories or .gguf files")
     parser.add_argument("--text", type=Path, help=".txt, .jsonl or a directory (default: Python's own source)")
     parser.add_argument("--out", type=Path, help="where the card goes (default: evals/ of the first model's run)")
-    parser.add_argument("--contexts", type=_lengths, help="lengths, as 512,1024 (default: 512 to 1.5 x the window)")
-    parser.add_argument("--max-context", type=_positive, help="leave longer ones out")
-    parser.add_argument("--stride", type=_positive, default=Settings.stride, help="of the sliding window (256)")
-    parser.add_argument("--rows", type=_positive, default=Settings.rows, help="rows of paired targets (32)")
+    parser.add_argument("--contexts", type=lengths, help="lengths, as 512,1024 (default: 512 to 1.5 x the window)")
+    parser.add_argument("--max-context", type=positive, help="leave longer ones out")
+    parser.add_argument("--stride", type=positive, default=Settings.stride, help="of the sliding window (256)")
+    parser.add_argument("--rows", type=positive, default=Settings.rows, help="rows of paired targets (32)")
     parser.add_argument(
-        "--targets", type=_positive, default=Settings.targets, help="tokens scored at the end of each (64)"
+        "--targets", type=positive, default=Settings.targets, help="tokens scored at the end of each (64)"
     )
     parser.add_argument(
-        "--tokens", type=_positive, default=Settings.sliding_tokens, help="for the sliding window (65536)"
+        "--tokens", type=positive, default=Settings.sliding_tokens, help="for the sliding window (65536)"
     )
     parser.add_argument("--probes", type=int, default=Settings.probes, help="per retrieval task; 0: none (4)")
     parser.add_argument("--generate", action="store_true", help="also let the model write the answers")
     parser.add_argument("--no-controls", action="store_true", help="leave out the base and the untrained scaled base")
     parser.add_argument("--tasks", help="tasks of lm-eval, as mmlu,arc_easy (pip install lm-eval==0.4.13)")
-    parser.add_argument("--num-fewshot", type=_lengths, default=[0], help="examples in their prompts, as 0,5 (0)")
-    parser.add_argument("--limit", type=_positive, help="questions of each task (default: all)")
+    parser.add_argument("--num-fewshot", type=lengths, default=[0], help="examples in their prompts, as 0,5 (0)")
+    parser.add_argument("--limit", type=positive, help="questions of each task (default: all)")
     parser.add_argument("--task-path", type=Path, help="a folder with tasks and data of your own")
     parser.add_argument("--reference", type=Path, help="published rows to print beside (benchmarks/reference/)")
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return value
-
-
-def _lengths(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of lengths, such as 512,1024") from None
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from export.merge.shards import parse_size
 from export.merge.ship import MAX_KL, Shipped, merge_run
 from export.merge.source import Form
 from export.merge.weights import Onto
+from scripts._arguments import lengths, positive
 from train.console import quiet_libraries
 
 
@@ -100,10 +101,10 @@ def _parser() -> argparse.ArgumentParser:
     compare = "measure the merges onto both bases; the one of --onto is kept"
     parser.add_argument("--compare-bases", action="store_true", help=compare)
     contexts = "with --compare-bases: lengths, as 512,2048 (default: up to the extended window)"
-    parser.add_argument("--contexts", type=_lengths, help=contexts)
+    parser.add_argument("--contexts", type=lengths, help=contexts)
     parser.add_argument("--text", type=Path, help="with --compare-bases: .txt, .jsonl or a directory")
     tokens = "with --compare-bases: of that text (8192; on a GPU 65536)"
-    parser.add_argument("--tokens", type=_positive, help=tokens)
+    parser.add_argument("--tokens", type=positive, help=tokens)
     return parser
 
 
@@ -112,20 +113,6 @@ def _size(text: str) -> int:
         return parse_size(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return value
-
-
-def _lengths(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of lengths, such as 512,2048") from None
 
 
 if __name__ == "__main__":

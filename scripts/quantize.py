@@ -21,6 +21,7 @@ from export.quantize.loads_in import facts, loads_in
 from export.quantize.make import UNVERIFIED, quantize
 from export.quantize.plan import is_there, predicted_bytes, require_disk
 from export.quantize.variants import Planned, planned
+from scripts._arguments import lengths, positive
 from train.console import quiet_libraries
 from train.quantize_settings import GGUF_TYPES, Awq, Gguf, Gptq, Quantize
 from train.settings import merge, parse_override, read_settings, validate
@@ -144,27 +145,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("method", nargs="?", choices=list(_METHODS), help="default: all that the config lists")
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE | TYPE", help="settings; for gguf also its types")
     parser.add_argument("--config", type=Path, help="take the `quantize:` section of this YAML file, not the run's")
-    parser.add_argument("--contexts", type=_lengths, help="measure with these (default: 2048 and the full window)")
-    parser.add_argument("--rows", type=_count, default=ROWS, help=f"rows of text to measure on ({ROWS})")
+    parser.add_argument("--contexts", type=lengths, help="measure with these (default: 2048 and the full window)")
+    parser.add_argument("--rows", type=positive, default=ROWS, help=f"rows of text to measure on ({ROWS})")
     parser.add_argument("--text", type=Path, help=".txt, .jsonl or a directory (default: Python's own source)")
     vllm = "the python of an environment with vLLM: GPTQ and AWQ are loaded there too"
     parser.add_argument("--vllm", type=Path, metavar="PYTHON", help=vllm)
     parser.add_argument("--dry-run", action="store_true", help="only show what would be made")
     parser.add_argument("--force", action="store_true", help="take a merge that is marked unverified")
     return parser
-
-
-def _lengths(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of lengths, such as 2048,8192") from None
-
-
-def _count(text: str) -> int:
-    if not text.isdigit() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
-    return int(text)
 
 
 if __name__ == "__main__":

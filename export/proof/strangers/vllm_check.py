@@ -29,7 +29,7 @@ def main() -> int:
     try:
         report = check(job)
     except (ValueError, RuntimeError, NotImplementedError, OSError) as error:
-        print(f"{type(error).__name__}: {reason(error)}", file=sys.stderr)
+        print(reason(error), file=sys.stderr)
         return 1
     with os.fdopen(stdout, "w") as out:
         out.write(json.dumps(report) + "\n")
@@ -85,7 +85,8 @@ def generate(model: Any, sampling: Any, job: dict[str, Any]) -> dict[str, Any]:
 def reason(error: Exception) -> str:
     """The first line of vLLM's own words that says something."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return next((line for line in lines if "validation error" not in line), lines[0] if lines else "no reason given")
+    said = next((line for line in lines if "validation error" not in line), lines[0] if lines else "no reason given")
+    return said.removeprefix("Value error, ").split(" [type=")[0]  # pydantic's own words around vLLM's
 
 
 def max_rss_bytes() -> int:

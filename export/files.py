@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+
+# Too large to be hashed each time that they are used.
+WEIGHTS = (".safetensors", ".gguf")
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,18 @@ def files_of(folder: Path, paths: Iterable[Path]) -> tuple[File, ...]:
     return tuple(
         File(path.relative_to(folder).as_posix(), path.stat().st_size, sha256_of(path)) for path in sorted(paths)
     )
+
+
+def differences(folder: Path, files: Iterable[File], *, full: bool) -> Iterator[str]:
+    """Which files are not as they were recorded, in words: by their hash, but weights by their size unless `full`."""
+    for file in files:
+        path = folder / file.name
+        if not path.is_file():
+            yield f"{file.name} is missing"
+        elif path.stat().st_size != file.size:
+            yield f"{file.name} has {path.stat().st_size} bytes, not {file.size}"
+        elif (full or path.suffix not in WEIGHTS) and sha256_of(path) != file.sha256:
+            yield f"{file.name} has changed"
 
 
 def sha256_of(path: Path) -> str:

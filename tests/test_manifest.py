@@ -51,6 +51,12 @@ def test_a_changed_file_of_the_same_size_is_found_by_its_hash(folder: Path) -> N
         require_intact(folder, full=True)
 
 
+def test_a_small_file_is_always_hashed(folder: Path) -> None:
+    (folder / "config.json").write_text("[]")
+    with pytest.raises(UserError, match=r"config\.json has changed"):
+        require_intact(folder)
+
+
 def test_files_that_others_add_do_no_harm(folder: Path) -> None:
     (folder / "README.md").write_text("hello")
     assert len(require_intact(folder, full=True).files) == 2

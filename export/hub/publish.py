@@ -1,4 +1,4 @@
-"""What of a run goes where on the hub: planned and checked on this machine, before anything is sent (hub_upload.py).
+"""What of a run goes where on the hub: planned and checked on this machine, before anything is sent (upload.py).
 
 The merged model goes to branch main, each GPTQ and AWQ variant to a branch of its own name, the GGUF files together to
 a repository of their own; the card, its pictures and licence files to each.
@@ -7,7 +7,7 @@ a repository of their own; the card, its pictures and licence files to each.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from export.card.card import changed_since, placed
 from export.card.facts import PICTURES, Merge, merge_of, read_artefacts
 from export.card.gaps import NOT_VERIFIED
 from export.card.metadata import for_gguf_repository
-from export.files import File, sha256_of
+from export.files import File, differences, sha256_of
 from export.merge.manifest import NAME as MANIFEST
 from export.merge.manifest import Manifest
 from train.run import open_run
@@ -173,16 +173,7 @@ def _checked(folder: Path, files: Sequence[File]) -> list[Upload]:
     Raises:
         UserError: naming those that are missing or changed since.
     """
-    different = list(_differences(folder, files))
+    different = list(differences(folder, files, full=True))
     if different:
         raise UserError(str(folder), f"not what was recorded: {', '.join(different)}", "make it again")
     return [Upload(file.name, folder / file.name, file.size, file.sha256) for file in files]
-
-
-def _differences(folder: Path, files: Sequence[File]) -> Iterator[str]:
-    for file in files:
-        path = folder / file.name
-        if not path.is_file():
-            yield f"{file.name} is missing"
-        elif path.stat().st_size != file.size or sha256_of(path) != file.sha256:
-            yield f"{file.name} has changed"

@@ -6,13 +6,12 @@ merge.json beside it is the record of the check alone; the manifest repeats it, 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from data.errors import UserError
-from export.files import File, files_of, sha256_of
+from export.files import File, differences, files_of, sha256_of
 from train.run import write_whole
 
 NAME = "manifest.json"
@@ -71,25 +70,13 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def require_intact(folder: Path, *, full: bool = False) -> Manifest:
-    """The manifest, after a look at the files: that each is there with its size or, if `full`, with its hash.
+    """The manifest, after a look at the files: each by its hash, but weights by their size unless `full`.
 
     Raises:
         UserError: naming the files that are missing or changed.
     """
     manifest = read_manifest(folder)
-    different = list(differences(folder, manifest, full=full))
+    different = list(differences(folder, manifest.files, full=full))
     if different:
         raise UserError(str(folder), f"not what was merged: {', '.join(different)}", "merge the run again")
     return manifest
-
-
-def differences(folder: Path, manifest: Manifest, *, full: bool) -> Iterator[str]:
-    """What is not as the manifest says, in words."""
-    for file in manifest.files:
-        path = folder / file.name
-        if not path.is_file():
-            yield f"{file.name} is missing"
-        elif path.stat().st_size != file.size:
-            yield f"{file.name} has {path.stat().st_size} bytes, not {file.size}"
-        elif full and sha256_of(path) != file.sha256:
-            yield f"{file.name} has changed"

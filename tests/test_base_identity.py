@@ -10,7 +10,15 @@ import torch
 from safetensors.torch import save_file
 
 from data.errors import UserError
-from train.base_identity import BaseIdentity, identify, record_base, recorded, require_same_base
+from train.base_identity import (
+    BaseIdentity,
+    hub_name,
+    identify,
+    name_to_publish,
+    record_base,
+    recorded,
+    require_same_base,
+)
 
 
 @pytest.fixture
@@ -81,3 +89,30 @@ def test_what_was_not_recorded_cannot_differ(base: Path) -> None:
     require_same_base(None, identify(str(base), None), str(base))
     require_same_base(BaseIdentity("aaa", {}), None, str(base))
     assert identify(str(base), None) is not None
+
+
+def test_a_broken_record_is_one_message(tmp_path: Path) -> None:
+    for content in ('{"commit": "ab', '{"other": 1}', "[]"):
+        (tmp_path / "base.json").write_text(content)
+        with pytest.raises(UserError, match=r"base\.json: cannot be read"):
+            recorded(tmp_path)
+
+
+def test_a_record_is_written_whole(tmp_path: Path) -> None:
+    BaseIdentity("aaa", {}).save(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["base.json"]
+
+
+def test_what_is_published_of_a_bases_name(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert name_to_publish("meta-llama/Llama-2-7b-hf") == "meta-llama/Llama-2-7b-hf"
+    assert [name_to_publish(name) for name in (str(base), "/gone/model", "~/model")] == ["base", "model", "model"]
+    monkeypatch.chdir(base)
+    assert name_to_publish(".") == "base"
+
+
+def test_the_name_on_the_hub(base: Path) -> None:
+    assert hub_name("meta-llama/Llama-2-7b-hf", None) == "meta-llama/Llama-2-7b-hf"
+    assert hub_name("gpt2", BaseIdentity("c0ffee", {})) == "gpt2"
+    assert hub_name(str(base), None) is None
+    assert hub_name("/gone/model", None) is None
+    assert hub_name("models/gone", BaseIdentity(None, {"model.safetensors": "ab"})) is None

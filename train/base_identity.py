@@ -13,8 +13,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from data.errors import UserError
+from train.files import write_whole
 
 FILE_NAME = "base.json"
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
@@ -35,7 +37,7 @@ class BaseIdentity:
 
     def save(self, folder: Path) -> None:
         """Write it into a run directory."""
-        (folder / FILE_NAME).write_text(json.dumps(asdict(self), indent=2) + "\n")
+        write_whole(folder / FILE_NAME, json.dumps(asdict(self), indent=2) + "\n")
 
 
 def identify(name_or_path: str, revision: str | None) -> BaseIdentity | None:
@@ -49,9 +51,17 @@ def identify(name_or_path: str, revision: str | None) -> BaseIdentity | None:
 
 
 def recorded(run: Path) -> BaseIdentity | None:
-    """What `record_base` wrote; None for a run that is older than it."""
+    """What `record_base` wrote; None for a run that is older than it.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     path = run / FILE_NAME
-    return BaseIdentity(**json.loads(path.read_text())) if path.is_file() else None
+    try:
+        return BaseIdentity(**json.loads(path.read_text())) if path.is_file() else None
+    except (ValueError, TypeError) as error:
+        todo = "remove it; that the base is the one trained on can then no longer be checked"
+        raise UserError(str(path), f"cannot be read ({error})", todo) from None
 
 
 def record_base(run: Path, name_or_path: str, revision: str | None) -> None:
@@ -80,6 +90,24 @@ def require_same_base(before: BaseIdentity | None, now: BaseIdentity | None, nam
         raise UserError(name_or_path, f"not the base that this run began with: it {found}", todo)
     names = sorted(name for name in before.files | now.files if before.files.get(name) != now.files.get(name))
     raise UserError(name_or_path, f"not the weights that this run began with: {', '.join(names)} changed", todo)
+
+
+def name_to_publish(name_or_path: str) -> str:
+    """A base's name without the place where it lies on this machine; its weights are known by their hashes."""
+    path = Path(name_or_path).expanduser()
+    is_place = path.is_dir() or name_or_path.startswith((".", "/", "~"))
+    return path.absolute().name if is_place else name_or_path
+
+
+def hub_name(name_or_path: str, began_with: BaseIdentity | None) -> str | None:
+    """The base's name on the hub; None where it is, or was when the run began, a directory."""
+    if Path(name_or_path).expanduser().is_dir() or (began_with is not None and began_with.commit is None):
+        return None
+    try:
+        validate_repo_id(name_or_path)
+    except HFValidationError:
+        return None
+    return name_or_path
 
 
 def _sha256_of(path: Path) -> str:

@@ -26,6 +26,7 @@ import yaml
 from data.errors import UserError
 from train.base_identity import record_base
 from train.config import Config
+from train.files import write_whole
 from train.settings import final_config, validate
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "tokenizers", "safetensors")
@@ -214,13 +215,6 @@ class Metrics:
         """Append one object."""
         with self._path.open("a") as file:
             file.write(json.dumps(record) + "\n")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write aside, then rename: the file is whole or not there."""
-    aside = path.with_name(f".{path.name}.partial")
-    aside.write_text(text)
-    aside.rename(path)
 
 
 def _lines(path: Path) -> list[str]:

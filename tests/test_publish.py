@@ -23,7 +23,8 @@ import scripts.publish
 from data.errors import UserError
 from export.artefact import read_artefact, record_of
 from export.card.card import write_card
-from export.card.facts import Options
+from export.card.facts import Options, merge_of
+from export.files import sha256_of
 from export.hub.publish import Destination, plan, upload_of
 from export.hub.upload import batches, deliver, git_hash, redacted
 from export.merge.manifest import read_manifest
@@ -231,6 +232,24 @@ def test_nothing_to_publish(run: Path, tmp_path: Path) -> None:
     refused(run, r"no manifest\.json")
     shutil.rmtree(run / "merged")
     refused(run, "nothing to publish: it is not merged")
+
+
+def test_a_merge_of_an_older_adapter_is_neither_published_nor_described(run: Path) -> None:
+    with (run / "adapter" / "adapter_model.safetensors").open("ab") as adapter:
+        adapter.write(b" ")
+    refused(run, "merged: was merged from another adapter than the run has now", force=True)
+    with pytest.raises(UserError, match=r"was merged from another adapter.*\n.*merge again"):
+        write_card(run, Options(), None)
+    shutil.copytree(run / "merged", run / "merged-unverified")
+    path = run / "merged-unverified" / "merge.json"
+    record = {
+        **json.loads(path.read_text()),
+        "adapter_sha256": sha256_of(run / "adapter" / "adapter_model.safetensors"),
+    }
+    path.write_text(json.dumps(record))
+    found = merge_of(run)
+    assert found is not None
+    assert found.name == "merged-unverified"
 
 
 def test_a_card_that_is_older_than_what_it_describes(run: Path) -> None:

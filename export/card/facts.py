@@ -14,6 +14,8 @@ from export.artefact import Artefact, artefacts
 from export.card.licence import Licence, licence_of_base, licence_of_data
 from export.merge.manifest import NAME as MANIFEST
 from export.merge.manifest import Manifest, read_manifest
+from export.merge.model import MERGES, require_of_this_run
+from export.merge.source import adapter_sha256
 from train.config import Config
 from train.recipe import prompt_format_of
 from train.rope import RopeSpec
@@ -21,8 +23,6 @@ from train.rope_settings import RopeScaling
 from train.run import Run, open_run, read_config
 from train.settings import stage_configs
 
-# Which merge a card speaks of, where there are several: the verified one that was trained before all others.
-MERGES = ("merged", "merged-original", "merged-unverified", "merged-original-unverified")
 LAST_SHARE = 0.1  # of the steps, over which the loss at the end is averaged: a single step is noisy
 
 
@@ -172,16 +172,21 @@ def gather(path: Path, options: Options) -> Facts:
 
 
 def merge_of(run: Path) -> Merge | None:
-    """The merge that a run would publish; None where there is none."""
-    for name in MERGES:
-        folder = run / name
-        record = read_json(folder / MERGE_RECORD)
-        if record is not None:
-            size = sum(weights.stat().st_size for weights in folder.glob("*.safetensors"))
-            config = read_json(folder / "config.json") or {}
-            manifest = read_manifest(folder) if (folder / MANIFEST).is_file() else None
-            return Merge(name, record, manifest, config, size)
-    return None
+    """The merge that a run would publish, of the adapter that it has now; None where there is none.
+
+    Raises:
+        UserError: all that is there was merged from another adapter.
+    """
+    records = {name: record for name in MERGES if (record := read_json(run / name / MERGE_RECORD)) is not None}
+    if not records:
+        return None
+    now = adapter_sha256(Run(run))
+    name = next((n for n, record in records.items() if record.get("adapter_sha256") == now), next(iter(records)))
+    folder, record = run / name, records[name]
+    require_of_this_run(Run(run), folder, record.get("adapter_sha256"))
+    size = sum(weights.stat().st_size for weights in folder.glob("*.safetensors"))
+    manifest = read_manifest(folder) if (folder / MANIFEST).is_file() else None
+    return Merge(name, record, manifest, read_json(folder / "config.json") or {}, size)
 
 
 def progress_of(lines: list[dict[str, Any]]) -> Progress | None:

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-
 # Too large to be hashed each time that they are used.
 WEIGHTS = (".safetensors", ".gguf")
 

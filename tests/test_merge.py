@@ -21,6 +21,7 @@ from data.errors import UserError
 from evals.divergence import compare, predict
 from evals.load import live_model, load_dense
 from export.merge.manifest import require_intact
+from export.merge.model import open_merged
 from export.merge.ship import merge_run
 from export.merge.source import Form
 from export.merge.updates import read_deltas
@@ -206,6 +207,40 @@ def test_the_manifest_says_what_was_merged_from_what(run: Path, tiny_model: Path
     assert manifest.base["as_when_trained"] is True
     assert manifest.merge == json.loads((shipped.folder / "merge.json").read_text())
     assert {file.name for file in manifest.files} == {p.name for p in shipped.folder.iterdir()} - {"manifest.json"}
+
+
+def test_no_place_on_this_machine_is_published(run: Path, tiny_model: Path) -> None:
+    """The run's own config.yaml keeps the path, which later steps need."""
+    shipped = merge(run)
+    for path in shipped.folder.glob("*.json"):
+        text = path.read_text()
+        assert str(tiny_model.parent) not in text, path.name
+        assert str(run.parent) not in text, path.name
+    assert json.loads((shipped.folder / "merge.json").read_text())["base"] == tiny_model.name
+    assert str(tiny_model) in (run / "config.yaml").read_text()
+
+
+def test_a_merge_of_an_older_adapter_is_not_this_runs(run: Path) -> None:
+    merge(run)
+    path = run / "adapter" / "adapter_model.safetensors"
+    assert open_merged(run).verified
+    save_file({name: 2 * tensor for name, tensor in load_file(path).items()}, path)
+    with pytest.raises(UserError, match=r"merged: was merged from another adapter than the run has now\n.*merge again"):
+        open_merged(run, force=True)
+
+
+def test_the_merge_to_open_may_be_named(run: Path) -> None:
+    merge(run, onto="original", max_kl=100.0)
+    with pytest.raises(UserError, match=r"no merged model merged \(there is merged-original\)"):
+        open_merged(run)
+    assert open_merged(run, name="merged-original").path == run / "merged-original"
+    for name in ("merged-unverified", "adapter", "../run/merged-original"):
+        with pytest.raises(UserError, match="no merged model"):
+            open_merged(run, name=name)
+    config = run / "merged-original" / "config.json"
+    config.write_text(config.read_text() + " ")
+    with pytest.raises(UserError, match=r"config\.json has"):
+        open_merged(run, name="merged-original")
 
 
 def test_a_weight_that_overflows_float16_is_named(run: Path, tiny_model: Path, tmp_path: Path) -> None:

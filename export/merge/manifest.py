@@ -24,8 +24,8 @@ class Manifest:
     Attributes:
         files: every file but the manifest.
         source: `run` (its name), `adapter_sha256`.
-        base: `name`, `revision` (as in the config), `commit` or `files` (train/base_identity.py); `as_when_trained` is
-            True, or None where the run did not record its base.
+        base: `name` (of a local base its directory's name alone), `revision` (as in the config), `commit` or `files`
+            (train/base_identity.py); `as_when_trained` is True, or None where the run did not record its base.
         vocabulary: `rows` of the embeddings, `tokens` of the tokenizer, `trimmed` rows, `bos`, `eos`, `pad`: ids.
         merge: the content of merge.json: verified, max_kl, parity, onto, dtype, rope, prompt_format, ...
         sha256: of the manifest file itself.

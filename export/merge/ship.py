@@ -23,6 +23,7 @@ from export.merge.parity import Answers, Questions, ask_live, ask_merged, diverg
 from export.merge.source import Form, Source, adapter_sha256, open_source
 from export.merge.vocabulary import write_vocabulary
 from export.merge.weights import Onto, has_own_head, merge_shards, quantized_weights
+from train.base_identity import name_to_publish
 from train.recipe import prompt_format_of
 from train.rope import RopeSpec
 
@@ -116,7 +117,7 @@ def publish(source: Source, shipped: Shipped, onto: Onto, form: Form) -> Shipped
         "parity": shipped.divergence.to_json(),
         "onto": onto,
         "dtype": form.dtype,
-        "base": source.config.model.name_or_path,
+        "base": name_to_publish(source.config.model.name_or_path),
         "revision": source.config.model.revision,
         "adapter_sha256": adapter_sha256(source.run),
         "rope": asdict(shipped.rope),
@@ -125,7 +126,7 @@ def publish(source: Source, shipped: Shipped, onto: Onto, form: Form) -> Shipped
     (shipped.folder / MERGE_RECORD).write_text(json.dumps(record, indent=2) + "\n")
     write_manifest(shipped.folder, source.provenance(), source.base_record(), asdict(source.vocabulary), record)
     final = source.run.path / folder_name(onto, shipped.verified)
-    _replace(final, shipped.folder)
+    replace_directory(final, shipped.folder)
     return Shipped(final, shipped.divergence, shipped.max_kl, shipped.rope)
 
 
@@ -147,7 +148,7 @@ def aside(source: Source) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _replace(final: Path, fresh: Path) -> None:
+def replace_directory(final: Path, fresh: Path) -> None:
     """Give `fresh` its final name; what had it before is only removed afterwards."""
     old = final.with_name(f".{final.name}.old")
     shutil.rmtree(old, ignore_errors=True)

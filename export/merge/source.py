@@ -17,7 +17,7 @@ from export.merge.shards import MAX_SHARD_SIZE
 from export.merge.updates import Update, read_deltas
 from export.merge.vocabulary import Vocabulary, vocabulary_of
 from export.merge.weights import EMBEDDING, merged_weights
-from train.base_identity import BaseIdentity, identify, recorded, require_same_base
+from train.base_identity import BaseIdentity, identify, name_to_publish, recorded, require_same_base
 from train.config import Config
 from train.model import load_model_config, load_tokenizer
 from train.rope import RopeSpec
@@ -76,7 +76,7 @@ class Source:
         """The base, for the manifest."""
         known = asdict(self.identity) if self.identity else {"commit": None, "files": {}}
         model = self.config.model
-        named = {"name": model.name_or_path, "revision": model.revision}
+        named = {"name": name_to_publish(model.name_or_path), "revision": model.revision}
         return {**named, **known, "as_when_trained": None if self.began_with is None else True}
 
 

@@ -7,10 +7,12 @@ a record is whole.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from data.errors import UserError
 from export.files import File
 from train.run import write_whole
 
@@ -66,6 +68,7 @@ class Artefact:
         loads_in: a line for each program.
         stranger: what a separate process without our code found (strangers/); None where it was not asked.
         losses: one per context length.
+        machine: that the runtime's speed and memory were measured on.
         loss_of: what they were measured on, as a hash: losses with equal ones can be compared.
         max_kl: above it a variant is marked.
         merged_sha256: of the manifest of the merged model that it was made from; merge_verified: as merge.json says.
@@ -87,6 +90,7 @@ class Artefact:
     versions: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     loss_of: str = ""
+    machine: str = ""
 
     @property
     def size(self) -> int:
@@ -96,20 +100,24 @@ class Artefact:
     @property
     def worst_kl(self) -> float | None:
         """The largest KL that was measured."""
-        return max((loss.kl for loss in self.losses), default=None)
+        return max((loss.kl for loss in self.losses), key=lambda kl: math.inf if math.isnan(kl) else kl, default=None)
 
     @property
     def beyond_bound(self) -> bool:
         """Whether it lost more than the stated bound."""
-        return self.worst_kl is not None and self.worst_kl > self.max_kl
+        return any(not loss.kl <= self.max_kl for loss in self.losses)  # also where it is no number
 
     def folder(self, run: Path) -> Path:
         """Where its files are."""
         return folder_of(run, self.name, self.method)
 
     def save(self, run: Path) -> None:
-        """Write the record, whole."""
-        write_whole(record_of(run, self.name, self.method), json.dumps(asdict(self), indent=2) + "\n")
+        """Write the record to its place in the run, whole."""
+        self.save_in(self.folder(run))
+
+    def save_in(self, folder: Path) -> None:
+        """Write the record beside the files in a folder, whole."""
+        write_whole(folder / record_name(self.name, self.method), json.dumps(asdict(self), indent=2) + "\n")
 
 
 def folder_of(run: Path, name: str, method: str) -> Path:
@@ -119,15 +127,28 @@ def folder_of(run: Path, name: str, method: str) -> Path:
 
 def record_of(run: Path, name: str, method: str) -> Path:
     """The path of a variant's record."""
-    return folder_of(run, name, method) / (f"{name}.json" if method == "gguf" else RECORD)
+    return folder_of(run, name, method) / record_name(name, method)
+
+
+def record_name(name: str, method: str) -> str:
+    """The file name of a variant's record."""
+    return f"{name}.json" if method == "gguf" else RECORD
 
 
 def read_artefact(record: Path) -> Artefact:
-    """The artefact of a record."""
-    content: dict[str, Any] = json.loads(record.read_text())
+    """The artefact of a record.
+
+    Raises:
+        UserError: the file is not such a record.
+    """
     made_of = {"files": File, "loads_in": LoadsIn, "losses": Loss}
-    parts = {key: tuple(kind(**item) for item in content[key]) for key, kind in made_of.items()}
-    return Artefact(**{**content, **parts})
+    try:
+        content: dict[str, Any] = json.loads(record.read_text())
+        parts = {key: tuple(kind(**item) for item in content[key]) for key, kind in made_of.items()}
+        return Artefact(**{**content, **parts})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        found = f"not the record of a variant ({type(error).__name__}: {error})"
+        raise UserError(str(record), found, "remove it, and make the variant again") from None
 
 
 def artefacts(run: Path) -> list[Artefact]:

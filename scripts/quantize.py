@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import subprocess
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -13,13 +14,14 @@ from rich.table import Table
 
 from data.errors import UserError, exits_on_user_error
 from evals.text import read_text
-from export.artefact import Artefact, artefacts
+from export.artefact import Artefact
 from export.merge.model import MergedModel, open_merged
 from export.proof.bench import ROWS, LossBench
 from export.proof.table import MARK
 from export.quantize.loads_in import facts, loads_in
-from export.quantize.make import UNVERIFIED, quantize
-from export.quantize.plan import is_there, predicted_bytes, require_disk
+from export.quantize.materials import Materials
+from export.quantize.plan import is_there, predicted_bytes, require_possible
+from export.quantize.quantize import measured_alike, quantize
 from export.quantize.variants import Planned, planned
 from scripts._arguments import lengths, positive
 from train.console import quiet_libraries
@@ -43,26 +45,50 @@ def main() -> int:
     arguments = _parser().parse_args()
     quiet_libraries()
     console = Console(highlight=False, soft_wrap=True)
-    merged = open_merged(arguments.run, force=arguments.force)
+    merged = open_merged(arguments.run, force=arguments.force, name=arguments.merge)
     section = section_of(merged, arguments.config, arguments.method, arguments.settings)
     plans = planned(section)
     if not plans:
-        todo = "name one (gptq, awq or gguf TYPE ...), or list variants under `quantize:` and pass --config"
-        raise UserError(str(merged.run.config), "its `quantize:` section lists no variants", todo)
-    console.print(plan_table(merged, plans))
+        todo = "name one (gptq, awq or gguf TYPE ...), or list variants there, or pass --config"
+        where = str(arguments.config or merged.run.config)
+        raise UserError(where, "its `quantize:` section lists no variants", todo)
+    say = partial(console.print, markup=False)
+    materials = Materials(merged, section.split_max_size, say)
+    missing = [plan for plan in plans if not is_there(merged, plan, materials)]
+    console.print(plan_table(merged, plans, missing))
     bench = LossBench(merged, read_text(arguments.text), arguments.contexts, arguments.rows)
     if arguments.dry_run:
-        require_disk(merged, plans)
+        require_possible(merged, missing, materials)
+        bench.require_text()
         return 0
-    say = partial(console.print, markup=False)
-    failed = quantize(merged, plans, section, bench, arguments.vllm, say)
-    folder = merged.run.path / "evals"
-    if len(failed) < len(plans):
-        console.print(loss_table(artefacts(merged.run.path)))
-        console.print(f"written: {folder}/quantization.json, .md, .png", markup=False)
-    for name in failed:
-        console.print(f"[red]NOT verified[/]: {name} (kept in {merged.run.path / UNVERIFIED / name})")
+    failed = quantize(merged, plans, section, bench, vllm_of(arguments.vllm), say)
+    ours, others = measured_alike(merged, bench)
+    if ours:
+        console.print(loss_table(ours))
+        say(f"written: {merged.run.path / 'evals'}/quantization.json, .md, .png")
+    if others:
+        names = ", ".join(artefact.name for artefact in others)
+        say(f"not in this table, as they were measured on other tokens or made from another merge: {names}")
+    if failed:
+        console.print(f"[red]not made, or not verified[/]: {', '.join(failed)}")
     return 1 if failed else 0
+
+
+def vllm_of(python: Path | None) -> Path | None:
+    """The python of --vllm, from wherever it is started.
+
+    Raises:
+        UserError: it is none, or has no vLLM.
+    """
+    if python is None:
+        return None
+    try:
+        done = subprocess.run([str(python.absolute()), "-c", "import vllm"], capture_output=True, check=False)
+    except OSError:
+        raise UserError(str(python), "not a Python", "give the python of an environment with vLLM") from None
+    if done.returncode:
+        raise UserError(str(python), "it has no vLLM", "give the python of an environment with vLLM")
+    return python.absolute()
 
 
 def section_of(merged: MergedModel, config: Path | None, method: str | None, settings: Sequence[str]) -> Quantize:
@@ -79,8 +105,8 @@ def section_of(merged: MergedModel, config: Path | None, method: str | None, set
         variant: dict[str, Any] = {}
         types: list[dict[str, Any]] = []
         for setting in settings:
-            if "=" not in setting and method == "gguf":
-                types.append({"type": _known_type(setting)})
+            if method == "gguf" and ("=" not in setting or setting.startswith("type=")):
+                types.append({"type": _known_type(setting.removeprefix("type="))})
                 continue
             override = parse_override(setting)
             if next(iter(override)) in _METHODS[method].model_fields and next(iter(override)) != "calibration":
@@ -102,7 +128,7 @@ def _known_type(text: str) -> str:
     return text
 
 
-def plan_table(merged: MergedModel, plans: Sequence[Planned]) -> Table:
+def plan_table(merged: MergedModel, plans: Sequence[Planned], missing: Sequence[Planned]) -> Table:
     """What will be made, about how large, and where it loads, by rule."""
     table = Table(title=f"{merged.run.path}: {merged.parameters / 1e6:.1f} M parameters", title_justify="left")
     for column in ("variant", "about", "loads in", "does not load in"):
@@ -110,7 +136,7 @@ def plan_table(merged: MergedModel, plans: Sequence[Planned]) -> Table:
     model = facts(merged.path)
     for plan in plans:
         rules = loads_in(plan.variant, model)
-        there = " (there)" if is_there(merged, plan) else ""
+        there = "" if plan in missing else " (there)"
         yes = ", ".join(rule.program for rule in rules if rule.loads)
         no = "; ".join(f"{rule.program}: {rule.note}" for rule in rules if not rule.loads)
         table.add_row(plan.name + there, f"{predicted_bytes(merged, plan) / 1e9:.2f} GB", yes, no)
@@ -151,6 +177,8 @@ def _parser() -> argparse.ArgumentParser:
     vllm = "the python of an environment with vLLM: GPTQ and AWQ are loaded there too"
     parser.add_argument("--vllm", type=Path, metavar="PYTHON", help=vllm)
     parser.add_argument("--dry-run", action="store_true", help="only show what would be made")
+    which = "quantize this merge of the run, such as merged-original (default: merged)"
+    parser.add_argument("--merge", metavar="NAME", help=which)
     parser.add_argument("--force", action="store_true", help="take a merge that is marked unverified")
     return parser
 

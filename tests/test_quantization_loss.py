@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from transformers import LlamaForCausalLM
 
 from data.errors import UserError
 from evals.divergence import Predictions, StreamedLogits, compare
-from export.proof.loss import LossJob, contexts_of, do, predicted, read_job, read_reference
+from export.proof.loss import LossJob, contexts_of, cut, do, predicted, read_job, read_reference
 
 
 @pytest.fixture
@@ -39,12 +40,12 @@ def test_the_worker_measures_what_a_plain_forward_pass_says(
     contexts, targets = (48, 96), 16
     save_file({"rows": rows}, tmp_path / "rows.safetensors")
     job = LossJob(
-        str(tiny_model), str(tmp_path / "rows.safetensors"), contexts, targets, str(tmp_path / "reference"), None
+        str(tiny_model), str(tmp_path / "rows.safetensors"), contexts, targets, 1, str(tmp_path / "reference"), None
     )
     do(read_job(job.save(tmp_path / "job.json")))
-    do(LossJob(str(worse), job.rows, contexts, targets, job.reference, str(tmp_path / "losses.json")))
+    do(replace(job, model=str(worse), result=str(tmp_path / "losses.json")))
     for found, context in zip(json.loads((tmp_path / "losses.json").read_text()), contexts, strict=True):
-        p, q = (log_probabilities(path, rows[:, -context:], targets) for path in (tiny_model, worse))
+        p, q = (log_probabilities(path, cut(rows, context, 1), targets) for path in (tiny_model, worse))
         kl = (p.exp() * (p - q)).sum(-1).mean()
         assert found["kl"] == pytest.approx(float(kl), rel=2e-3)
         assert found["kl"] > 1e-3
@@ -56,20 +57,25 @@ def test_the_worker_measures_what_a_plain_forward_pass_says(
 
 
 def log_probabilities(path: Path, ids: torch.Tensor, targets: int) -> torch.Tensor:
-    # As a quantized directory is loaded: in its own type; the reference is in float32.
-    dtype = torch.float32 if path.name == "tiny" else torch.bfloat16
-    model = LlamaForCausalLM.from_pretrained(path, dtype=dtype)
+    model = LlamaForCausalLM.from_pretrained(path, dtype=torch.float32)
     with torch.no_grad():
         hidden = model.model(ids).last_hidden_state.float() @ model.lm_head.weight.float().T
     return hidden[:, -targets - 1 : -1].double().log_softmax(-1)
 
 
+def test_what_begins_a_row_stands_in_front_of_every_context() -> None:
+    rows = torch.tensor([[1, 10, 11, 12, 13, 14]])
+    assert cut(rows, 3, 1).tolist() == [[1, 13, 14]]
+    assert cut(rows, 6, 1).tolist() == rows.tolist()
+    assert cut(rows, 3, 0).tolist() == [[12, 13, 14]]
+
+
 def test_the_reference_is_kept_as_it_was(tiny_model: Path, rows: torch.Tensor, tmp_path: Path) -> None:
     save_file({"rows": rows}, tmp_path / "rows.safetensors")
-    do(LossJob(str(tiny_model), str(tmp_path / "rows.safetensors"), (96,), 8, str(tmp_path / "kept"), None))
+    do(LossJob(str(tiny_model), str(tmp_path / "rows.safetensors"), (96,), 8, 0, str(tmp_path / "kept"), None))
     kept = read_reference(tmp_path / "kept", (96,))[96]
     model = LlamaForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
-    live = predicted(model, rows, 96, 8)
+    live = predicted(model, rows, 8)
     assert torch.equal(kept.hidden, live.hidden)
     assert compare(live, kept).kl == pytest.approx(0.0, abs=1e-9)
     assert kept.targets.tolist() == rows[:, -8:].reshape(-1).tolist()

@@ -148,10 +148,12 @@ def test_no_leftovers(run: Path, output: str) -> None:
     ("arguments", "message"),
     [
         (["gguf"], "no type"),
+        (["gptq", "group_size=128", "--dry-run"], "in groups of 128"),
+        (["gguf", "Q8_0", "--vllm", "/usr/bin/env", "--contexts", "64"], "it has no vLLM"),
         (["gguf", "Q9_9"], "Q9_9: not a type of GGUF file"),
         (["gptq", "bits=5"], "quantize.gptq.0.bits"),
-        (["gptq", "group_size=128", "calibration.sequence_length=100000"], "a row of the calibration needs 100,000"),
-        (["awq", "group_size=128", "--contexts", "9999"], "the model's window is 512"),
+        (["gptq", "group_size=32", "calibration.sequence_length=100000"], "a row of the calibration needs 100,000"),
+        (["awq", "group_size=32", "--contexts", "9999"], "the model's window is 512"),
         ([], "lists no variants"),
     ],
 )

@@ -44,6 +44,18 @@ def test_a_variant_that_is_listed_twice_is_made_once() -> None:
     assert names(gguf=["Q8_0", "q8_0"]) == ["Q8_0"]
 
 
+def test_two_that_would_replace_each_other_are_refused() -> None:
+    with pytest.raises(UserError, match="two variants are called gptq-4bit-32g-actorder_False"):
+        names(gptq=[{"group_size": 32}, {"group_size": 32, "damp_percent": 0.01}])
+
+
+def test_a_static_form_that_is_listed_is_the_one_that_is_made() -> None:
+    classic, own = {"group_size": 32, "desc_act": True}, {"static_groups": True, "damp_percent": 0.01}
+    plans = planned(section(gptq=[classic, {**classic, **own}]))
+    assert [plan.name for plan in plans] == ["gptq-4bit-32g-actorder_True", "gptq-4bit-32g-actorder_True-static"]
+    assert plans[1].variant.model_dump()["damp_percent"] == 0.01
+
+
 def test_types_that_need_an_importance_matrix_have_one() -> None:
     plans = planned(section(gguf=["IQ2_XS", "Q2_K", "Q4_K_M", {"type": "Q4_K_M", "imatrix": True}]))
     assert [(plan.name, plan.is_calibrated) for plan in plans] == [
@@ -119,3 +131,17 @@ def test_records_are_read_back_as_they_were(tmp_path: Path) -> None:
     assert read_artefact(record_of(tmp_path, "Q4_0", "gguf")) == wanted[2]
     assert wanted[0].beyond_bound
     assert not artefact("a", "awq", 1, losses=()).beyond_bound
+
+
+def test_a_loss_that_is_no_number_is_beyond_every_bound() -> None:
+    broken = (Loss(2048, 512, 0.01, 0.9, 12.0, 10.0), Loss(8192, 512, float("nan"), 0.0, float("nan"), 10.0))
+    found = artefact("a", "awq", 1, losses=broken)
+    assert found.beyond_bound
+    assert found.worst_kl != found.worst_kl
+
+
+def test_a_file_that_is_no_record_is_named(tmp_path: Path) -> None:
+    (tmp_path / "gguf").mkdir()
+    (tmp_path / "gguf" / "notes.json").write_text("{}")
+    with pytest.raises(UserError, match=r"notes\.json: not the record of a variant"):
+        artefacts(tmp_path)

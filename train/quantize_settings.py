@@ -69,7 +69,7 @@ class Gguf(Section):
     type: GgufType
     """A type of llama.cpp, such as Q4_K_M."""
     imatrix: bool | None = None
-    """Weigh by an importance matrix from the calibration text; null: where the type needs one (most IQ types, Q2_K)."""
+    """Weigh by an importance matrix from the calibration text; null: for IQ types and Q2_K, which lose most without."""
     calibration: Calibration | None = None
     """Its own calibration; null: the section's."""
 
@@ -81,7 +81,7 @@ class Gguf(Section):
     @property
     def wants_imatrix(self) -> bool:
         """Whether it is quantized with an importance matrix."""
-        return self.type.startswith(("IQ1", "IQ2", "IQ3", "Q2_K")) if self.imatrix is None else self.imatrix
+        return self.type.startswith(("IQ", "Q2_K")) if self.imatrix is None else self.imatrix
 
 
 Variant = Gptq | Awq | Gguf

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 import subprocess
 import sys
 import tempfile
@@ -24,7 +25,7 @@ from export.proof.loss import TARGETS, LossJob, contexts_of
 
 ROOT = Path(__file__).parent.parent.parent
 ROWS = 4
-VERSION = 1  # part of what a measurement is known by: raise it when the same rows would give other numbers
+VERSION = 2  # part of what a measurement is known by: raise it when the same rows would give other numbers
 
 Say = Callable[[str], None]
 
@@ -51,7 +52,8 @@ class LossBench:
         shown = ", ".join(f"{context:,}" for context in self.contexts)
         return (
             f"Measured on the last {self._targets} tokens of {rows} row{'s' * (rows > 1)} of {self._text.source}, "
-            f"each with {shown} tokens of context in all; KL and top-1 against the merged model."
+            f"each with {shown} tokens of context in all; KL and top-1 against the merged model. "
+            f"Memory and speed are those of the runtime that loaded it, on {machine_here()}."
         )
 
     @cached_property
@@ -67,6 +69,14 @@ class LossBench:
         length = self.contexts[-1] - len(bos)
         found = long_rows(self._text, self._merged.encoder.text_ids, length, self._count, fewest=1).rows
         return np.stack([np.concatenate([np.asarray(bos, dtype=np.int64), row]) for row in found])
+
+    def require_text(self) -> None:
+        """Cut the rows now.
+
+        Raises:
+            UserError: the text is shorter than one of them.
+        """
+        len(self._rows)
 
     def losses(self, model: Path, python: Path, say: Say) -> tuple[Loss, ...]:
         """What a model lost, one for each context.
@@ -93,13 +103,22 @@ class LossBench:
         with tempfile.TemporaryDirectory() as folder:
             rows, job = Path(folder) / "rows.safetensors", Path(folder) / "job.json"
             save_file({"rows": torch.from_numpy(self._rows)}, rows)
-            wanted = LossJob(
-                str(model.absolute()), str(rows), self.contexts, self._targets, str(reference.absolute()),
-                str(result) if result else None,
-            )  # fmt: skip
+            bos, kept = len(self._merged.encoder.bos_ids), str(reference.absolute())
+            of = (str(model.absolute()), str(rows), self.contexts, self._targets, bos, kept)
+            wanted = LossJob(*of, result=str(result) if result else None)
             command = [str(python), "-m", "export.proof.loss_worker", str(wanted.save(job))]
             done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         if done.returncode:
             errors = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
             wrong = next((line for line in errors if line.startswith("error: ")), errors[-1])
             raise UserError(str(model), f"cannot be measured: {wrong.removeprefix('error: ')}", "make it again")
+
+
+def machine_here() -> str:
+    """The processor, or the GPU where there is one, in words."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    model = next((line.split(": ", 1)[1] for line in lines if line.startswith("model name")), platform.machine())
+    return f"{torch.get_num_threads()} cores of {model}"

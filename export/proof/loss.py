@@ -37,6 +37,7 @@ class LossJob:
         model: a directory, or a .gguf file.
         rows: a .safetensors file with `rows`, int64, shape (rows, tokens).
         contexts: ascending; the last is the length of the rows.
+        bos: how many tokens at the beginning of each row (none or one) stand in front of every context.
         reference: the merged model's predictions: a .safetensors file, written when there is no `result` to write.
         result: where the losses go, as JSON; None asks for the reference.
     """
@@ -45,6 +46,7 @@ class LossJob:
     rows: str
     contexts: tuple[int, ...]
     targets: int
+    bos: int
     reference: str
     result: str | None
 
@@ -65,27 +67,40 @@ def do(job: LossJob) -> None:
     rows = load_file(job.rows)["rows"]
     if job.result is None:
         model = load_dense(Path(job.model), device_here())
-        save_reference(Path(job.reference), {c: predicted(model, rows, c, job.targets) for c in job.contexts})
+        found = {c: predicted(model, cut(rows, c, job.bos), job.targets) for c in job.contexts}
+        save_reference(Path(job.reference), found)
         return
-    reference = read_reference(Path(job.reference), job.contexts)
-    found = measured(Path(job.model), rows, job.targets, reference)
+    by_context = {context: cut(rows, context, job.bos) for context in job.contexts}
+    found = measured(Path(job.model), by_context, job.targets, read_reference(Path(job.reference), job.contexts))
     Path(job.result).write_text(json.dumps([asdict(loss) for loss in found]))
 
 
-def measured(path: Path, rows: torch.Tensor, targets: int, reference: dict[int, Predictions]) -> list[Loss]:
+def cut(rows: torch.Tensor, context: int, bos: int) -> torch.Tensor:
+    """The last tokens of each row, with what begins it still in front.
+
+    Args:
+        rows: int64, shape (rows, tokens); bos: how many tokens begin a row.
+
+    Returns:
+        Shape (rows, context).
+    """
+    return torch.cat([rows[:, :bos], rows[:, rows.shape[1] - (context - bos) :]], dim=1)
+
+
+def measured(path: Path, rows: dict[int, torch.Tensor], targets: int, reference: dict[int, Predictions]) -> list[Loss]:
     """The losses of the model at a path, one for each context of the reference."""
     if path.suffix == ".gguf":
         with closing(GgufScorer(path)) as scorer:
             return [
-                _loss(context, merged, StreamedLogits(_gguf_logits(scorer, rows, context, targets)))
+                _loss(context, merged, StreamedLogits(_gguf_logits(scorer, rows[context], targets)))
                 for context, merged in reference.items()
             ]
     model = load_quantized(path)
-    return [_loss(c, merged, predicted(model, rows, c, targets)) for c, merged in reference.items()]
+    return [_loss(c, merged, predicted(model, rows[c], targets)) for c, merged in reference.items()]
 
 
-def _gguf_logits(scorer: GgufScorer, rows: torch.Tensor, context: int, targets: int) -> Iterator[Any]:
-    return chain.from_iterable(scorer.logits(row, targets) for row in rows[:, -context:].tolist())
+def _gguf_logits(scorer: GgufScorer, rows: torch.Tensor, targets: int) -> Iterator[Any]:
+    return chain.from_iterable(scorer.logits(row, targets) for row in rows.tolist())
 
 
 def _loss(context: int, merged: Predictions, theirs: Any) -> Loss:
@@ -94,13 +109,13 @@ def _loss(context: int, merged: Predictions, theirs: Any) -> Loss:
 
 
 @torch.no_grad()
-def predicted(model: PreTrainedModel, rows: torch.Tensor, context: int, targets: int) -> Predictions:
-    """What a model of transformers says about the last `targets` tokens of each row, of `context` tokens.
+def predicted(model: PreTrainedModel, rows: torch.Tensor, targets: int) -> Predictions:
+    """What a model of transformers says about the last `targets` tokens of each row.
 
     Args:
-        rows: int64, shape (rows, tokens), tokens >= context > targets.
+        rows: int64, shape (rows, tokens), tokens > targets.
     """
-    states = [_states(model, row[None, -context:], targets) for row in rows]
+    states = [_states(model, row[None], targets) for row in rows]
     head = head_of(model).weight.detach().float().cpu()
     return Predictions(torch.cat(states), head, rows[:, -targets:].reshape(-1))
 

@@ -30,6 +30,7 @@ from train.rope_spelling import gguf_keys, rope_freqs, rope_parameters, written_
 SCRIPTS = Path(__file__).parent / "strangers"
 STOPS = ("USER:",)
 NEW_TOKENS = 200
+REFUSED = 3  # exit code of a stranger whose runtime says that it does not take such a model
 TOLERANCE = 1e-5  # relative, of a frequency or a factor
 
 
@@ -80,6 +81,12 @@ def training_prompt(
     raise UserError("data.sources", "no record with a prompt", todo)
 
 
+class NotLoadedError(UserError):
+    """A runtime did not load an artefact; `refused` where it said that it does not take such a one."""
+
+    refused = False
+
+
 def expected_of(merged: MergedModel) -> Expected:
     """What a runtime has to see in a merged model, and in whatever is made from it.
 
@@ -97,7 +104,7 @@ def ask(script: str, python: Path, artefact: Path, expected: Expected) -> dict[s
     """Let a stranger load an artefact, and return what it reports.
 
     Raises:
-        UserError: the runtime does not load it.
+        NotLoadedError: the runtime does not load it.
     """
     job = {"path": str(artefact.absolute()), "prompt": expected.prompt, "stops": list(STOPS)}
     job |= {"max_new_tokens": NEW_TOKENS, "n_ctx": expected.spec.max_position_embeddings}
@@ -109,7 +116,10 @@ def ask(script: str, python: Path, artefact: Path, expected: Expected) -> dict[s
         done = subprocess.run(command, cwd=elsewhere, capture_output=True, text=True, check=False, env=_environment())
     if done.returncode or not done.stdout.strip():
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        raise UserError(str(artefact), f"{script.removesuffix('_check.py')} does not load it: {last}", "make it again")
+        program = script.removesuffix("_check.py")
+        error = NotLoadedError(str(artefact), f"{program} does not load it: {last}", "make it again")
+        error.refused = done.returncode == REFUSED
+        raise error
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +40,16 @@ class CalibrationRows:
     what: str
     dataset: str
 
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of the ids."""
+        return hashlib.sha256(self.rows.tobytes()).hexdigest()
+
     def to_json(self) -> dict[str, Any]:
-        """All but the rows themselves, which their hash stands for."""
+        """All but the rows themselves, which their hash stands for; of a file the name, not where it lies."""
         samples, length = self.rows.shape
-        about = {"dataset": self.dataset, "what": self.what, "samples": samples, "sequence_length": length}
-        return {**about, "tokens": int(self.rows.size), "sha256": hashlib.sha256(self.rows.tobytes()).hexdigest()}
+        about = {"dataset": Path(self.dataset).name, "what": self.what, "samples": samples, "sequence_length": length}
+        return {**about, "tokens": int(self.rows.size), "sha256": self.sha256}
 
 
 def calibration_rows(run: Run, config: Config, encoder: Encoder, calibration: Calibration) -> CalibrationRows:

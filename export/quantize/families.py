@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -36,15 +36,6 @@ class Made:
     files: tuple[Path, ...]
     weights: tuple[Path, ...]
     versions: dict[str, str]
-
-    def moved(self, aside: Path, final: Path) -> Made:
-        """The same files in their final directory."""
-
-        def there(path: Path) -> Path:
-            return final / path.relative_to(aside)
-
-        files, weights = (tuple(map(there, paths)) for paths in (self.files, self.weights))
-        return replace(self, model=there(self.model), files=files, weights=weights)
 
 
 class Family(Protocol):

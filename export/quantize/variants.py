@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from data.errors import UserError
 from train.quantize_settings import Awq, Calibration, Gguf, Gptq, Quantize, Variant
 
 Method = Literal["gptq", "awq", "gguf"]
@@ -43,10 +43,31 @@ class Planned:
 
 
 def planned(quantize: Quantize) -> tuple[Planned, ...]:
-    """Every variant of a section, in its order, each once; with the static-groups twins where they are wanted."""
-    every = (*_with_twins(quantize), *quantize.awq, *quantize.gguf)
-    found = [Planned(name_of(v), v, v.calibration or quantize.calibration) for v in every]
-    return tuple({plan.name: plan for plan in found}.values())
+    """Every variant of a section, in its order, each once; with the static-groups twins where they are wanted.
+
+    Raises:
+        UserError: two that differ have one name, so that the second would replace the first.
+    """
+    listed: dict[str, Planned] = {}
+    for variant in (*quantize.gptq, *quantize.awq, *quantize.gguf):
+        plan = _plan(variant, quantize)
+        if listed.setdefault(plan.name, plan) != plan:
+            found = f"two variants are called {plan.name} and differ in what the name does not say"
+            raise UserError("quantize", found, "list one of them here, and make the other in a copy of the run")
+    twins = {name: _plan(twin, quantize) for name, plan in listed.items() if (twin := _twin(plan, quantize))}
+    every = [one for name, plan in listed.items() for one in (plan, twins.get(name)) if one is not None]
+    return tuple({one.name: listed.get(one.name, one) for one in every}.values())
+
+
+def _plan(variant: Variant, quantize: Quantize) -> Planned:
+    return Planned(name_of(variant), variant, variant.calibration or quantize.calibration)
+
+
+def _twin(plan: Planned, quantize: Quantize) -> Gptq | None:
+    """The form of act-order with groups that vLLM takes."""
+    variant = plan.variant
+    wanted = quantize.static_twins and isinstance(variant, Gptq) and variant.desc_act and variant.group_size != -1
+    return variant.model_copy(update={"static_groups": True}) if wanted else None  # type: ignore[return-value]
 
 
 def name_of(variant: Variant) -> str:
@@ -63,10 +84,3 @@ def name_of(variant: Variant) -> str:
 
 def _needs_one(variant: Gguf) -> bool:
     return variant.model_copy(update={"imatrix": None}).wants_imatrix
-
-
-def _with_twins(quantize: Quantize) -> Iterator[Gptq]:
-    for variant in quantize.gptq:
-        yield variant
-        if quantize.static_twins and variant.desc_act and variant.group_size != -1:
-            yield variant.model_copy(update={"static_groups": True})

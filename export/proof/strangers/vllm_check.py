@@ -1,7 +1,7 @@
 """python -I vllm_check.py JOB.json    load a directory in vLLM as a stranger would, and say what it reports.
 
 Nothing but Python's own library and vLLM is used. The job: {path, prompt, max_new_tokens, stops, n_ctx}. One JSON
-object goes to stdout; where vLLM refuses the directory, its reason to stderr and exit code 1.
+object goes to stdout; where vLLM refuses the directory, its reason to stderr and exit code 3.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ def main() -> int:
     os.dup2(2, 1)  # whatever vLLM prints goes to stderr
     try:
         report = check(job)
-    except (ValueError, RuntimeError, NotImplementedError, OSError) as error:
+    except (ValueError, NotImplementedError) as error:
         print(reason(error), file=sys.stderr)
-        return 1
+        return 3
     with os.fdopen(stdout, "w") as out:
         out.write(json.dumps(report) + "\n")
     return 0

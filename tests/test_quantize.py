@@ -148,7 +148,6 @@ def test_no_leftovers(run: Path, output: str) -> None:
     ("arguments", "message"),
     [
         (["gguf"], "no type"),
-        (["gptq", "group_size=128", "--dry-run"], "in groups of 128"),
         (["gguf", "Q8_0", "--vllm", "/usr/bin/env", "--contexts", "64"], "it has no vLLM"),
         (["gguf", "Q9_9"], "Q9_9: not a type of GGUF file"),
         (["gptq", "bits=5"], "quantize.gptq.0.bits"),

@@ -82,9 +82,15 @@ def training_prompt(
 
 
 class NotLoadedError(UserError):
-    """A runtime did not load an artefact; `refused` where it said that it does not take such a one."""
+    """A runtime did not load an artefact.
 
-    refused = False
+    Attributes:
+        reason: its own words; refused: whether these are that it does not take such a one.
+    """
+
+    def __init__(self, artefact: Path, program: str, reason: str, *, refused: bool) -> None:
+        super().__init__(str(artefact), f"{program} does not load it: {reason}", "make it again")
+        self.reason, self.refused = reason, refused
 
 
 def expected_of(merged: MergedModel) -> Expected:
@@ -117,9 +123,7 @@ def ask(script: str, python: Path, artefact: Path, expected: Expected) -> dict[s
     if done.returncode or not done.stdout.strip():
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         program = script.removesuffix("_check.py")
-        error = NotLoadedError(str(artefact), f"{program} does not load it: {last}", "make it again")
-        error.refused = done.returncode == REFUSED
-        raise error
+        raise NotLoadedError(artefact, program, last, refused=done.returncode == REFUSED)
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 

@@ -144,8 +144,12 @@ def draw(found: dict[str, Any], path: Path) -> None:
         style = ("-", "--")[min(number, 1)]
         right.axhline(value, color="0.4", lw=0.8, ls=style, label=f"merged, {context:,} tokens of context")
     right.set(yscale="log", ylabel="perplexity")
+    for axis in (left.yaxis, right.yaxis):
+        axis.set_major_formatter("{x:g}")
+    right.yaxis.set_minor_formatter("{x:g}")
     for axes in (left, right):
         axes.set_xlabel("size (GB)")
+        axes.margins(x=0.3, y=0.15)  # room for the names
         axes.legend(fontsize=8)
     figure.savefig(path, dpi=110)
 

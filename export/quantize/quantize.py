@@ -94,7 +94,7 @@ def _ask_vllm(plan: Planned, work: Work) -> None:
     except NotLoadedError as error:
         if not error.refused:
             raise
-        happened = LoadsIn("vLLM", False, True, error.found)
+        happened = LoadsIn("vLLM", False, True, error.reason)
     work.say(f"{plan.name}: vLLM {'loads it' if happened.loads else 'does not load it'} ({happened.note})")
     replace(artefact, loads_in=tuple(with_seen(rule, happened) for rule in artefact.loads_in)).save(run)
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import ROOT
 from huggingface_hub import ModelCard
-from shipped_run import GPTQ_NAME, add_variants, shipped_run, stranger
+from shipped_run import AWQ_NAME, GPTQ_NAME, add_variants, shipped_run, stranger
 
 import scripts.card
 from data.errors import UserError
@@ -21,12 +24,15 @@ from evals.card_text import markdown
 from export.artefact import read_artefact, record_of
 from export.card.card import changed_since, placed, write_card
 from export.card.facts import Options, gather, progress_of
-from export.card.gaps import missing
+from export.card.gaps import make_again, missing
 from export.card.licence import Licence, hub_fields, licence_of_base
 from export.card.metadata import for_gguf_repository
-from export.card.tables import verdict
+from export.card.tables import losses_table, verdict
 from export.card.training import duration, prompt_example, separators_trained
+from export.merge.model import open_merged
 from export.proof.memory import cache_bytes, predicted_ram
+from export.quantize.variants import planned
+from scripts.quantize import section_of
 
 STATED = Options("someone/base", "llama2", "cc-by-nc-4.0", ("en",), ("someone/records",), "A. Nauthor")
 
@@ -237,6 +243,54 @@ def test_variants_that_nobody_measured(run: Path) -> None:
     assert any("its loss and loading it back of Q2_K" in gap for gap in missing(gather(run, STATED)))
 
 
+def test_what_is_missing_comes_with_a_command_that_works(run: Path) -> None:
+    """Read as the quantize command reads it, each names the very variant that is there."""
+    made = {artefact.name: artefact for artefact in add_variants(run)}
+    own = {"dataset": "training", "samples": 8, "sequence_length": 512}
+    settings = {"type": "Q4_K_M", "imatrix": True, "calibration": own}
+    changed = replace(made["Q4_K_M"], name="Q4_K_M-imatrix", settings=settings)
+    changed.save(run)
+    facts = gather(run, STATED)
+    for artefact in (*made.values(), changed):
+        program, flag, module, path, method, *settings = shlex.split(make_again(run, facts.merge, artefact))
+        assert (program, flag, module, path, method) == ("python", "-m", "scripts.quantize", str(run), artefact.method)
+        section = section_of(open_merged(run), None, method, settings)
+        plans = planned(section)
+        assert [plan.name for plan in plans] == [artefact.name]
+        if artefact is changed:
+            assert plans[0].calibration.model_dump() == own
+    shutil.rmtree(run / "gguf")
+    (run / "merged").rename(run / "merged-original")
+    for folder in (*run.glob("gptq-*"), *run.glob("awq-*")):
+        shutil.rmtree(folder)
+    command = f"python -m scripts.quantize {run} gguf Q4_K_M --merge merged-original"
+    assert f"no quantized variants; run: {command} (or gptq, awq)" in missing(gather(run, STATED))
+
+
+def test_losses_on_other_tokens_do_not_stand_beside_the_rest(run: Path) -> None:
+    add_variants(run)
+    change(run, "Q2_K", "gguf", loss_of="elsewhere", machine="a large one")
+    card = written(run)
+    assert "Measured on other tokens, so not to be compared with these: Q2_K." in card
+    assert "\n| Q2_K ⚠ | 512 |" not in card
+    assert "\n| Q4_K_M | 512 |" in card
+    row = next(line for line in card.splitlines() if line.startswith("| `run-Q2_K.gguf`"))
+    assert row.count("measured on other tokens") == 3
+    assert "Speed and memory were measured on: a large one (`Q2_K`)." in card
+    for name in ("Q4_K_M", "Q2_K"):
+        change(run, name, "gguf", machine="a large one")
+    for name, method in ((GPTQ_NAME, "gptq"), (AWQ_NAME, "awq")):
+        change(run, name, method, machine="a large one")
+    assert "Speed and memory were measured on: a large one.\n" in written(run)
+
+
+def test_a_loss_that_is_no_number_is_beyond_every_bound(run: Path) -> None:
+    artefact = add_variants(run)[0]
+    broken = replace(artefact, losses=(replace(artefact.losses[0], kl=float("nan")), artefact.losses[1]))
+    assert verdict(broken) == "⚠ beyond the bound of 0.1: KL nan at 128 tokens"
+    assert f"| {GPTQ_NAME} ⚠ | 128 |" in losses_table([broken], "")
+
+
 def test_positions_that_were_not_trained_are_a_limit(run: Path) -> None:
     assert "Positions up to 128 were trained. The window of 512 is what the config states" in written(run)
 
@@ -293,6 +347,31 @@ def test_the_card_of_the_gguf_repository(run: Path) -> None:
 )
 def test_a_licence_is_never_invented(base: str | None, data: str | None, expected: dict) -> None:
     assert hub_fields(Licence(base, ""), Licence(data, "")) == expected
+
+
+def test_a_base_on_the_hub_is_named_and_its_licence_read_at_the_runs_revision(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["model"] |= {"name_or_path": "someone/hub-base", "revision": "v1"}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    (run / "base.json").write_text('{"commit": "c0ffee", "files": {}}')
+    said = gather(run, Options()).base_licence.source
+    assert said == "what this machine has of its repository says nothing about it"
+    (tmp_path / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    asked = []
+
+    def cached(repo: str, name: str, revision: str | None) -> str:
+        asked.append((repo, name, revision))
+        return str(tmp_path / name)
+
+    monkeypatch.setattr("export.card.licence.try_to_load_from_cache", cached)
+    card = ModelCard(written(run, Options()))
+    assert card.data.to_dict()["base_model"] == "someone/hub-base"
+    assert "[someone/hub-base](https://huggingface.co/someone/hub-base)" in card.text
+    assert "- Base model: apache-2.0" in card.text
+    assert asked == [("someone/hub-base", "README.md", "v1")]
+    assert not any("--base-model" in gap for gap in missing(gather(run, Options())))
 
 
 def test_a_licence_is_read_where_the_base_states_it(tmp_path: Path) -> None:
@@ -365,6 +444,15 @@ def test_the_command_says_where_and_what_is_missing(call, run: Path, tmp_path: P
     assert "- en\n" in (tmp_path / "elsewhere.md").read_text()
 
 
+def test_the_output_may_be_anywhere_that_can_be_written(call, run: Path, tmp_path: Path) -> None:
+    assert call(run, "--output", tmp_path / "new" / "folder" / "card.md")[0] == 0
+    assert (tmp_path / "new" / "folder" / "card.md").is_file()
+    for output, why in ((tmp_path / "new", "it is a directory"), (run / "config.yaml" / "card.md", "exists|directory")):
+        code, _, err = call(run, "--output", output)
+        assert (code, err.count("error: ")) == (2, 1)
+        assert re.search(f"cannot be written .*({why})", err, re.IGNORECASE)
+
+
 def test_a_card_that_was_edited_is_not_overwritten(call, run: Path) -> None:
     assert call(run)[0] == 0
     assert call(run, "--language", "en")[0] == 0
@@ -395,7 +483,7 @@ def test_bad_runs_and_broken_records(call, run: Path, tmp_path: Path) -> None:
     assert "not a run directory" in call(tmp_path)[2]
     add_variants(run)
     (run / "gguf" / "Q2_K.json").write_text('{"name": 1}')
-    assert "the record of a variant cannot be read" in call(run)[2]
+    assert "Q2_K.json: not the record of a variant" in call(run)[2]
     (run / "gguf" / "Q2_K.json").unlink()
     (run / "data.json").write_text("{")
     assert "data.json: cannot be read" in call(run)[2]

@@ -35,12 +35,12 @@ def write_card(run: Path, options: Options, output: Path | None) -> tuple[Facts,
     """Write the card of a finished run; without `output` to its README.md, with a record of what it was made from.
 
     Raises:
-        UserError: the run is not finished, or its README.md was edited since it was written.
+        UserError: the run is not finished, its README.md was edited since it was written, or it cannot be written.
     """
     facts = gather(run, options)
     text = render(facts)
     if output is not None:
-        write_whole(output, text)
+        _write_elsewhere(output, text)
         return facts, output
     path = run / NAME
     if path.is_file() and path.read_text() != text:
@@ -91,6 +91,17 @@ def _require_unedited(run: Path) -> None:
     if _sha256((run / NAME).read_text()) != written:
         todo = "move it away to have it written anew, or pass --output to write elsewhere and take over what you need"
         raise UserError(str(run / NAME), "was edited, or not written by this command", todo)
+
+
+def _write_elsewhere(output: Path, text: str) -> None:
+    try:
+        if output.is_dir():
+            raise IsADirectoryError("it is a directory")
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(output, text)
+    except OSError as error:
+        found = f"cannot be written ({error.strerror or error})"
+        raise UserError(str(output), found, "give --output the path of a file") from None
 
 
 def _sha256(content: str | bytes) -> str:
@@ -188,14 +199,17 @@ def sections(text: str) -> dict[str, str]:
 def _files_context(facts: Facts) -> dict[str, Any]:
     config = facts.merge.config if facts.merge else None
     gguf, window = facts.of_method("gguf"), facts.spec.max_position_embeddings
+    common = tables.common_tokens(facts.artefacts)
     grades = "; ".join(f'"{word}": a KL of up to {share:g} of the bound' for share, word in tables.GRADES)
     marked = f"{tables.MARK}: a KL beyond the bound."
     return {
-        "gptq_table": tables.gptq_table(facts.of_method("gptq")),
-        "awq_table": tables.awq_table(facts.of_method("awq")),
-        "gguf_table": tables.gguf_table(gguf, config, window),
+        "gptq_table": tables.gptq_table(facts.of_method("gptq"), common),
+        "awq_table": tables.awq_table(facts.of_method("awq"), common),
+        "gguf_table": tables.gguf_table(gguf, config, window, common),
         "refusals": tables.refusals(facts.artefacts),
-        "losses": tables.losses_table(facts.artefacts),
+        "losses": tables.losses_table(facts.artefacts, common),
+        "other_tokens": tables.on_other_tokens(facts.artefacts, common),
+        "machines": tables.machines(facts.artefacts),
         "strangers": tables.strangers_table(facts.artefacts),
         "rule": f"The use case in the tables follows from the largest of these by a rule. {grades}. {marked}",
     }
@@ -245,7 +259,7 @@ def _loads(artefact: Artefact, program: str) -> bool:
 
 
 def _base_link(facts: Facts) -> str:
-    name = facts.options.base_model
+    name = facts.base_model
     return f"[{name}](https://huggingface.co/{name})" if name else f"`{facts.base}`"
 
 

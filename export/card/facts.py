@@ -16,6 +16,7 @@ from export.merge.manifest import NAME as MANIFEST
 from export.merge.manifest import Manifest, read_manifest
 from export.merge.model import MERGES, require_of_this_run
 from export.merge.source import adapter_sha256
+from train.base_identity import hub_name, name_to_publish, recorded
 from train.config import Config
 from train.recipe import prompt_format_of
 from train.rope import RopeSpec
@@ -101,7 +102,8 @@ class Facts:
     """All of it.
 
     Attributes:
-        base: the name that config.yaml gives the base model.
+        base: the name that config.yaml gives the base model, without its place on this machine.
+        base_model: the base's name on the hub, as stated or else as in config.yaml; None where it is a directory.
         config: the settings that the adapter was last trained with; config_yaml: the run's own, as it stands.
         eos: the text that ends an answer; None where no tokenizer is at hand.
         report: evals/report.json; bases: evals/compare_bases.json, where both bases were measured.
@@ -111,6 +113,7 @@ class Facts:
     run: Path
     name: str
     base: str
+    base_model: str | None
     options: Options
     config: Config
     config_yaml: str
@@ -149,10 +152,12 @@ def gather(path: Path, options: Options) -> Facts:
     run, config = open_run(path)
     merge, base = merge_of(path), config.model.name_or_path
     folder = path / merge.name if merge else Path(base).expanduser()
+    on_hub = hub_name(base, recorded(path))
     return Facts(
         run=path,
         name=path.absolute().name,
-        base=Path(base).name if Path(base).expanduser().is_dir() or base.startswith((".", "/", "~")) else base,
+        base=name_to_publish(base),
+        base_model=options.base_model or on_hub,
         options=options,
         config=config,
         config_yaml=run.config.read_text(),
@@ -165,8 +170,8 @@ def gather(path: Path, options: Options) -> Facts:
         report=read_json(path / "evals" / "report.json"),
         bases=read_json(path / "evals" / "compare_bases.json"),
         pictures=tuple(picture for picture in PICTURES if (path / picture).is_file()),
-        artefacts=read_artefacts(path),
-        base_licence=licence_of_base(base, options.base_license),
+        artefacts=tuple(artefacts(path)),
+        base_licence=licence_of_base(base, options.base_license, revision=config.model.revision, on_hub=bool(on_hub)),
         data_licence=licence_of_data(options.data_license),
     )
 
@@ -236,19 +241,6 @@ def _stages(run: Run) -> tuple[Stage, ...]:
 def _stage(name: str, config: Config, run: Run) -> Stage:
     lines = run.metrics.read_text().splitlines() if run.metrics.is_file() else []
     return Stage(name, config, read_json(run.path / "data.json"), progress_of([json.loads(line) for line in lines]))
-
-
-def read_artefacts(path: Path) -> tuple[Artefact, ...]:
-    """Every finished variant of a run.
-
-    Raises:
-        UserError: the record of one cannot be read.
-    """
-    try:
-        return tuple(artefacts(path))
-    except (ValueError, KeyError, TypeError) as error:
-        todo = "make the variant again, or remove its directory"
-        raise UserError(str(path), f"the record of a variant cannot be read ({error})", todo) from None
 
 
 def _eos(folder: Path) -> str | None:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
-from export.card.facts import Facts
+from export.artefact import Artefact
+from export.card.facts import Facts, Merge
 from export.card.metadata import measured_model, sliding
 from export.card.tables import MARK
 from export.card.training import trained_positions
+from train.quantize_settings import Awq, Calibration, Gptq
 from train.rope_spelling import spellings
 
 NOT_VERIFIED = "**This merge was NOT verified**"
@@ -29,22 +35,53 @@ def _unmeasured(facts: Facts) -> Iterator[str]:
     elif "evals/report.png" not in facts.pictures:
         yield f"no picture of the perplexities; run: python -m scripts.evaluate {run}"
     if not facts.artefacts:
-        yield f"no quantized variants; run: python -m scripts.quantize {run} gguf (or gptq, awq)"
+        yield f"no quantized variants; run: {_quantize(run, facts.merge, 'gguf', 'Q4_K_M')} (or gptq, awq)"
     elif "evals/quantization.png" not in facts.pictures:
-        yield f"no table of the variants side by side; run: python -m scripts.quantize {run}"
+        yield f"no table of the variants side by side; run: {make_again(run, facts.merge, facts.artefacts[0])}"
     for artefact in facts.artefacts:
         gaps = [
             what for what, there in (("its loss", artefact.losses), ("loading it back", artefact.stranger)) if not there
         ]
         if gaps:
-            yield f"not measured: {' and '.join(gaps)} of {artefact.name}; run: python -m scripts.quantize {run}"
-    for name in stale(facts):
-        yield f"{name} was made from another merge than {run}/merged; run: python -m scripts.quantize {run}"
+            todo = make_again(run, facts.merge, artefact)
+            yield f"not measured: {' and '.join(gaps)} of {artefact.name}; run: {todo}"
+    for artefact in _stale(facts):
+        todo = make_again(run, facts.merge, artefact)
+        yield f"{artefact.name} was made from another merge than the one there is; run: {todo}"
+
+
+def make_again(run: Path, merge: Merge | None, artefact: Artefact) -> str:
+    """The command that makes a variant with the settings that it has, and measures it."""
+    settings, words = artefact.settings, []
+    if artefact.method == "gguf":
+        words = [settings["type"], *_differing({"imatrix": settings.get("imatrix")}, {"imatrix": None})]
+    else:
+        kind = Gptq if artefact.method == "gptq" else Awq
+        defaults = kind().model_dump(exclude={"calibration"})
+        words = _differing({key: settings[key] for key in defaults if key in settings}, defaults)
+        if settings.get("desc_act") and not settings.get("static_groups"):
+            words.append("static_twins=false")
+    chosen, usual = settings.get("calibration") or {}, Calibration().model_dump()
+    words += [f"calibration.{word}" for word in _differing({k: chosen[k] for k in usual if k in chosen}, usual)]
+    return _quantize(run, merge, artefact.method, *words)
+
+
+def _quantize(run: Path, merge: Merge | None, *words: str) -> str:
+    options = [] if merge is None or merge.name == "merged" else ["--merge", merge.name]
+    if merge is not None and not merge.verified:
+        options.append("--force")
+    return shlex.join(["python", "-m", "scripts.quantize", str(run), *words, *options])
+
+
+def _differing(settings: dict[str, Any], defaults: dict[str, Any]) -> list[str]:
+    """What is not as by default, as a command line takes it."""
+    found = {key: value for key, value in settings.items() if value != defaults[key]}
+    return [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in found.items()]
 
 
 def _unstated(facts: Facts) -> Iterator[str]:
     options = facts.options
-    if not options.base_model:
+    if not facts.base_model:
         yield "the base's name on the hub is not known: --base-model"
     if not facts.base_licence.name:
         yield f"the base's licence is not known ({facts.base_licence.source}): --base-license"
@@ -56,8 +93,12 @@ def _unstated(facts: Facts) -> Iterator[str]:
 
 def stale(facts: Facts) -> list[str]:
     """Variants that were made from another merge than the one that is there."""
+    return [a.name for a in _stale(facts)]
+
+
+def _stale(facts: Facts) -> list[Artefact]:
     manifest = facts.merge.manifest if facts.merge else None
-    return [a.name for a in facts.artefacts if manifest is not None and a.merged_sha256 != manifest.sha256]
+    return [a for a in facts.artefacts if manifest is not None and a.merged_sha256 != manifest.sha256]
 
 
 def warnings(facts: Facts) -> list[str]:

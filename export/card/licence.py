@@ -36,20 +36,25 @@ class Licence:
     source: str
 
 
-def licence_of_base(base: str, given: str | None) -> Licence:
-    """The base model's: as given, else as its own card says."""
+def licence_of_base(base: str, given: str | None, *, revision: str | None = None, on_hub: bool = False) -> Licence:
+    """The base model's: as given, else as its own card says.
+
+    Args:
+        base: a directory or, if `on_hub`, a name there; of that, what the cache has of this revision is read.
+    """
     if given:
         return Licence(given, "as stated by the author of this card")
-    for card in filter(Path.is_file, _cards(base)):
-        name, said = _stated(card)
-        if name:
-            return Licence(name, said)
+    card = _file(base, "README.md", revision, on_hub)
+    name, said = _stated(card) if card else (None, "")
+    if name:
+        return Licence(name, said)
     for file in FILES:
-        path = Path(base).expanduser() / file
-        if path.is_file():
+        path = _file(base, file, revision, on_hub)
+        if path:
             first = next((line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()), "")
             return Licence(None, f'its {file} begins "{first[:80]}"')
-    return Licence(None, "its directory says nothing about it")
+    where = "what this machine has of its repository" if on_hub else "its directory"
+    return Licence(None, f"{where} says nothing about it")
 
 
 def licence_of_data(given: str | None) -> Licence:
@@ -67,13 +72,13 @@ def hub_fields(base: Licence, data: Licence) -> dict[str, str]:
     return {"license": "other", "license_name": "-and-".join(_slug(name) for name in names)}
 
 
-def _cards(base: str) -> list[Path]:
-    """Where the base's own card may lie: in its directory, or in the hub's cache."""
-    local = Path(base).expanduser()
-    if local.is_dir() or base.count("/") != 1:
-        return [local / "README.md"]
-    cached = try_to_load_from_cache(base, "README.md")
-    return [Path(cached)] if isinstance(cached, str) else []
+def _file(base: str, name: str, revision: str | None, on_hub: bool) -> Path | None:
+    """A file of the base, in its directory or in the hub's cache; None where it is not there."""
+    if on_hub:
+        cached = try_to_load_from_cache(base, name, revision=revision)
+        return Path(cached) if isinstance(cached, str) else None
+    path = Path(base).expanduser() / name
+    return path if path.is_file() else None
 
 
 def _stated(card: Path) -> tuple[str | None, str]:

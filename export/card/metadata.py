@@ -28,8 +28,8 @@ def metadata(facts: Facts) -> ModelCardData:
         "eval_results": results or None,
         "model_name": facts.name if results else None,
     }
-    if options.base_model:
-        fields |= {"base_model": options.base_model, "base_model_relation": "finetune"}
+    if facts.base_model:
+        fields |= {"base_model": facts.base_model, "base_model_relation": "finetune"}
     return ModelCardData(**fields)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from export.proof.memory import predicted_ram
 MARK = "⚠"
 SHORT_CONTEXT = 2048
 NOT_MEASURED = "not measured"
+OTHER_TOKENS = "measured on other tokens"
 # Shares of the bound up to which a loss has a better name than "within the bound".
 GRADES = ((0.01, "hardly any loss"), (0.1, "small loss"))
 
@@ -36,7 +39,7 @@ def gigabytes(size: int) -> str:
     return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
 
 
-def gptq_table(variants: Sequence[Artefact]) -> str:
+def gptq_table(variants: Sequence[Artefact], common: str) -> str:
     """Branch by branch, with every choice that was made."""
     head = ("Branch", "Bits", "GS", "Act Order", "Static Groups", "Damp %", "Dataset", "Seq Len", "Size", "Loads in")
     rows = [
@@ -50,14 +53,14 @@ def gptq_table(variants: Sequence[Artefact]) -> str:
             *_calibration(a),
             gigabytes(a.size),
             loads_in(a),
-            *loss_cells(a),
+            *loss_cells(a, common),
         ]
         for a in variants
     ]
     return listing((*head, *LOSS_HEAD), rows)
 
 
-def awq_table(variants: Sequence[Artefact]) -> str:
+def awq_table(variants: Sequence[Artefact], common: str) -> str:
     """Branch by branch."""
     head = ("Branch", "Bits", "GS", "Dataset", "Seq Len", "Size", "Loads in")
     rows = [
@@ -68,19 +71,20 @@ def awq_table(variants: Sequence[Artefact]) -> str:
             *_calibration(a),
             gigabytes(a.size),
             loads_in(a),
-            *loss_cells(a),
+            *loss_cells(a, common),
         ]
         for a in variants
     ]
     return listing((*head, *LOSS_HEAD), rows)
 
 
-def gguf_table(variants: Sequence[Artefact], config: dict[str, Any] | None, window: int) -> str:
+def gguf_table(variants: Sequence[Artefact], config: dict[str, Any] | None, window: int, common: str) -> str:
     """File by file, with the memory it takes.
 
     Args:
         config: the model's config.json; None where it is not at hand.
         window: the full context, in tokens.
+        common: see `common_tokens`.
     """
     short = min(SHORT_CONTEXT, window)
     rams = [f"Max RAM, {context:,} tokens" for context in dict.fromkeys((short, window))]
@@ -93,7 +97,7 @@ def gguf_table(variants: Sequence[Artefact], config: dict[str, Any] | None, wind
             gigabytes(a.size),
             *(_ram(a, config, context) for context in dict.fromkeys((short, window))),
             _measured_ram(a),
-            *loss_cells(a),
+            *loss_cells(a, common),
         ]
         for a in variants
     ]
@@ -103,17 +107,30 @@ def gguf_table(variants: Sequence[Artefact], config: dict[str, Any] | None, wind
 LOSS_HEAD = ("Top-1", "Perplexity", "Use case, by measured loss")
 
 
-def loss_cells(a: Artefact) -> tuple[str, str, str]:
+def common_tokens(variants: Sequence[Artefact]) -> str:
+    """What most variants were measured on, as a hash: only losses on the same tokens stand beside each other."""
+    counts = Counter(a.loss_of for a in variants if a.losses)
+    return max(counts, key=lambda tokens: counts[tokens], default="")
+
+
+def on_other_tokens(variants: Sequence[Artefact], common: str) -> list[str]:
+    """The variants whose losses cannot be compared with the others'."""
+    return [a.name for a in variants if a.losses and a.loss_of != common]
+
+
+def loss_cells(a: Artefact, common: str) -> tuple[str, str, str]:
     """Top-1 agreement, perplexity and verdict, at the context length where it lost the most."""
     worst = worst_loss(a)
     if worst is None:
         return NOT_MEASURED, NOT_MEASURED, f"loss {NOT_MEASURED}"
+    if a.loss_of != common:
+        return OTHER_TOKENS, OTHER_TOKENS, f"{verdict(a)} ({OTHER_TOKENS})"
     return f"{worst.top1:.1%}", f"{worst.perplexity:.2f} (merged {worst.merged_perplexity:.2f})", verdict(a)
 
 
 def worst_loss(a: Artefact) -> Loss | None:
-    """The context length at which the variant is farthest from the merged model."""
-    return max(a.losses, key=lambda loss: loss.kl, default=None)
+    """The context length at which the variant is farthest from the merged model; one that is no number is farthest."""
+    return max(a.losses, key=lambda loss: math.inf if math.isnan(loss.kl) else loss.kl, default=None)
 
 
 def verdict(a: Artefact) -> str:
@@ -129,12 +146,12 @@ def verdict(a: Artefact) -> str:
     return f"{word}, {within}: {found}" if word else f"{within}: {found}"
 
 
-def losses_table(variants: Sequence[Artefact]) -> str:
-    """Every measured context length of every variant."""
+def losses_table(variants: Sequence[Artefact], common: str) -> str:
+    """Every measured context length of every variant that was measured on the common tokens."""
     head = ["variant", "context", "tokens", "KL (nats)", "top-1", "perplexity", "merged"]
     rows = [
         [
-            a.name + (f" {MARK}" if loss.kl > a.max_kl else ""),
+            a.name + ("" if loss.kl <= a.max_kl else f" {MARK}"),
             f"{loss.context:,}",
             f"{loss.tokens:,}",
             f"{loss.kl:.3g}",
@@ -143,6 +160,7 @@ def losses_table(variants: Sequence[Artefact]) -> str:
             f"{loss.merged_perplexity:.3f}",
         ]
         for a in variants
+        if a.loss_of == common
         for loss in a.losses
     ]
     return table(head, rows) if rows else ""
@@ -152,6 +170,16 @@ def strangers_table(variants: Sequence[Artefact]) -> str:
     """What a separate process found that loaded each."""
     head = ("Variant", "Loaded back in", "Checks", "Its answer ended", "Load", "Speed", "Memory")
     return listing(head, [_stranger(a) for a in variants])
+
+
+def machines(variants: Sequence[Artefact]) -> str:
+    """Where speed and memory were measured; the variants are named where it was not the same for all."""
+    found: dict[str, list[str]] = {}
+    for a in variants:
+        if a.machine and a.stranger:
+            found.setdefault(a.machine, []).append(f"`{a.name}`")
+    all_of_them = len(found) == 1 and sum(map(len, found.values())) == sum(1 for a in variants if a.stranger)
+    return "; ".join(m if all_of_them else f"{m} ({', '.join(names)})" for m, names in found.items())
 
 
 def loads_in(a: Artefact) -> str:

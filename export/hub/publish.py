@@ -14,11 +14,11 @@ from pathlib import Path
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from data.errors import UserError
-from export.artefact import Artefact, record_of
+from export.artefact import Artefact, artefacts, record_of
 from export.card.card import NAME as CARD
 from export.card.card import changed_since, placed
-from export.card.facts import PICTURES, Merge, merge_of, read_artefacts
-from export.card.gaps import NOT_VERIFIED
+from export.card.facts import PICTURES, Merge, merge_of
+from export.card.gaps import NOT_VERIFIED, make_again
 from export.card.metadata import for_gguf_repository
 from export.files import File, differences, sha256_of
 from export.merge.manifest import NAME as MANIFEST
@@ -74,9 +74,9 @@ def plan(run: Path, repo: str, gguf_repo: str | None, *, force: bool, say: Say) 
         _require_repo_name(option, name)
     open_run(run)
     merge, manifest = _publishable_merge(run, force)
-    variants = read_artefacts(run)
+    variants = artefacts(run)
     for variant in variants:
-        _require_publishable(variant, manifest, force)
+        _require_publishable(run, variant, merge, manifest, force)
     card = _current_card(run, merge.verified and all(v.merge_verified for v in variants))
 
     hf = [variant for variant in variants if variant.method != "gguf"]
@@ -126,8 +126,8 @@ def _publishable_merge(run: Path, force: bool) -> tuple[Merge, Manifest]:
     return merge, merge.manifest
 
 
-def _require_publishable(variant: Artefact, manifest: Manifest, force: bool) -> None:
-    todo = f"make it again: python -m scripts.quantize RUN {variant.method}; or pass --force, and the card says so"
+def _require_publishable(run: Path, variant: Artefact, merge: Merge, manifest: Manifest, force: bool) -> None:
+    todo = f"make it again: {make_again(run, merge, variant)}; or pass --force, and the card says so"
     if force:
         return
     if variant.merged_sha256 != manifest.sha256:

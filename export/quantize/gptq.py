@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
+from data.errors import UserError
 from export.merge.shards import shard_files
 from export.quantize.gptqmodel_job import Job, Say, describe, require_whole_groups, run
 from train.quantize_settings import Gptq
@@ -30,7 +31,7 @@ def quantize_gptq(merged: Path, variant: Gptq, rows: Sequence[Sequence[int]], fo
         Versions of the packages that did it.
 
     Raises:
-        UserError: the groups do not fit the model, the environment cannot be made, or gptqmodel failed.
+        UserError: groups or weights do not fit, the environment cannot be made, or gptqmodel failed.
     """
     require_whole_groups(merged, "GPTQ", variant.group_size)
     named = {"damp_percent": variant.damp_percent, "static_groups": variant.static_groups}
@@ -45,7 +46,10 @@ def quantize_gptq(merged: Path, variant: Gptq, rows: Sequence[Sequence[int]], fo
     versions = run(Job("gptq", merged, folder, settings, rows), say)
     # The words that AutoGPTQ gave these settings, where ExLlama and others look for them.
     describe(folder, **named, true_sequential=True, model_name_or_path=None, model_file_base_name="model")
-    if variant.static_groups and groups_are_sequential(folder, variant.group_size):
+    if variant.static_groups:
+        if not groups_are_sequential(folder, variant.group_size):
+            found = "gptqmodel did not keep the groups in the columns' own order, as static_groups asks"
+            raise UserError(str(folder), found, "leave static_groups out, or take another group_size")
         describe(folder, desc_act=False)
     return versions
 

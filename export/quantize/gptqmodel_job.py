@@ -18,11 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+import torch
 from safetensors import safe_open
 
 from data.errors import UserError
 from export.merge.hf_config import TOKENIZER_FILES
-from export.merge.shards import shard_files
+from export.merge.shards import shard_files, weights_of
 from export.quantize.gptqmodel_environment import python_for_gptqmodel
 
 Say = Callable[[str], None]
@@ -77,6 +78,21 @@ def require_whole_groups(merged: Path, method: str, group_size: int) -> None:
         raise UserError(str(merged), found, todo)
 
 
+def require_fits_float16(merged: Path) -> None:
+    """Refuse weights that float16 does not hold: gptqmodel loads every model as that, and would make them infinite.
+
+    Raises:
+        UserError: naming the first.
+    """
+    for weight in weights_of(merged):
+        values = weight.read()
+        if values.dtype != torch.float16 and not values.half().isfinite().all():
+            found = (
+                f"{weight.name} does not fit float16: its largest value is {values.abs().max():.3g}, of at most 65504"
+            )
+            raise UserError(str(merged), found, "export it as GGUF")
+
+
 def _linear_shapes(merged: Path) -> dict[str, tuple[int, int]]:
     """(rows, columns) of every matrix in the layers; the head stays as it is."""
     shapes: dict[str, tuple[int, int]] = {}
@@ -93,8 +109,9 @@ def run(job: Job, say: Say) -> dict[str, str]:
     """Quantize, and complete the directory; returns the versions of the packages that did it.
 
     Raises:
-        UserError: the environment cannot be made, or gptqmodel failed.
+        UserError: a weight does not fit float16, the environment cannot be made, or gptqmodel failed.
     """
+    require_fits_float16(job.merged)
     python = python_for_gptqmodel(say)
     versions = _run_worker(python, job, say)
     _complete(job)

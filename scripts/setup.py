@@ -61,9 +61,18 @@ def setup() -> None:
 def add_quantizers() -> None:
     """llama-cpp-python into .venv, and gptqmodel into an environment of its own that sees .venv's packages."""
     python = str(VENV / "bin" / "python")
-    if subprocess.run([python, "-c", "import llama_cpp"], capture_output=True, check=False).returncode:
-        step("building llama.cpp (some minutes)", pip(*extra("gguf")), f"{ADVICE}; it needs a C++ compiler", BUILD)
+    pinned = extra("gguf")
+    if not all(is_installed(python, requirement) for requirement in pinned):
+        step("building llama.cpp (some minutes)", pip(*pinned), f"{ADVICE}; it needs a C++ compiler", BUILD)
     step("gptqmodel's environment", [python, "-c", MAKE_GPTQMODEL], ADVICE)
+
+
+def is_installed(python: str, requirement: str) -> bool:
+    """Whether an environment has exactly the version of a pin such as `llama-cpp-python==0.3.36`."""
+    name, _, version = requirement.partition("==")
+    asked = [python, "-c", f"import importlib.metadata as m; print(m.version({name!r}))"]
+    found = subprocess.run(asked, capture_output=True, text=True, check=False)
+    return found.returncode == 0 and found.stdout.strip() == version
 
 
 def pip(*packages: str) -> list[str]:

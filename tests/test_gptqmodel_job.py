@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import save_tiny_model
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
 from data.errors import UserError
 from export.quantize import gptqmodel_environment as environment
 from export.quantize.gptq import quantize_gptq
-from export.quantize.gptqmodel_job import Job, describe, require_whole_groups, run
+from export.quantize.gptqmodel_job import Job, describe, require_fits_float16, require_whole_groups, run
 from train.quantize_settings import Gptq
 
 ROWS = [list(range(3, 67))]
@@ -40,6 +43,42 @@ def test_a_failure_of_gptqmodel_is_one_message_with_its_log(
         run(Job("gptq", tiny_model, tmp_path / ".out.partial", {"bits": 4}, ROWS), print)
     assert str(tmp_path / "out.log") in caught.value.todo
     assert "Traceback" in (tmp_path / "out.log").read_text()
+
+
+def test_weights_beyond_float16_are_refused_before_anything_starts(tiny_model: Path, tmp_path: Path) -> None:
+    merged = Path(shutil.copytree(tiny_model, tmp_path / "merged"))
+    require_fits_float16(merged)
+    weights = {name: tensor.bfloat16() for name, tensor in load_file(merged / "model.safetensors").items()}
+    save_file(weights, merged / "model.safetensors")
+    require_fits_float16(merged)
+    weights["model.norm.weight"][0] = 70_000.0
+    save_file(weights, merged / "model.safetensors")
+    with pytest.raises(UserError, match=r"model\.norm\.weight does not fit float16.*7.*e\+04.*\n.*export it as GGUF"):
+        run(Job("gptq", merged, tmp_path / "out", {"bits": 4}, ROWS), print)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("sequential", [True, False])
+def test_static_groups_that_were_not_kept_are_an_error(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sequential: bool
+) -> None:
+    folder = tmp_path / "out"
+
+    def made(job: Job, _say: object) -> dict[str, str]:
+        job.folder.mkdir()
+        (job.folder / "config.json").write_text('{"quantization_config": {"desc_act": true}}')
+        groups = torch.arange(64) // 32
+        save_file({"a.g_idx": groups if sequential else groups.flip(0)}, job.folder / "model.safetensors")
+        return {}
+
+    monkeypatch.setattr("export.quantize.gptq.run", made)
+    variant = Gptq(group_size=32, desc_act=True, static_groups=True)
+    if sequential:
+        quantize_gptq(tiny_model, variant, ROWS, folder, print)
+        assert json.loads((folder / "quantize_config.json").read_text())["desc_act"] is False
+    else:
+        with pytest.raises(UserError, match="did not keep the groups"):
+            quantize_gptq(tiny_model, variant, ROWS, folder, print)
 
 
 def test_describe_changes_both_files(tmp_path: Path) -> None:
@@ -73,9 +112,10 @@ def test_an_environment_of_other_requirements_is_not_taken_for_whole(
     assert len(made) == 1
     changed = tmp_path / "requirements.txt"
     changed.write_text("gptqmodel==0.0.1\n")
-    monkeypatch.setattr(environment, "REQUIREMENTS", changed)
-    environment.python_for_gptqmodel(print)
-    assert len(made) == 2
+    for times, name in ((2, "REQUIREMENTS"), (3, "CONSTRAINTS")):
+        monkeypatch.setattr(environment, name, changed)
+        environment.python_for_gptqmodel(print)
+        assert len(made) == times
 
 
 @pytest.mark.program

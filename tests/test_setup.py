@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
 
+from export.gguf.llama_cpp_source import VERSION
 from scripts import setup
 
 
@@ -92,3 +94,33 @@ def test_every_dependency_is_pinned() -> None:
         name = requirement.split(">=")[0].split("[")[0].lower().replace("_", "-")
         assert name in pinned, name
     assert sys.version_info >= setup.OLDEST_PYTHON
+
+
+def test_llama_cpp_is_built_unless_it_is_there_in_the_pinned_version(checkout: Path, monkeypatch) -> None:
+    ran: list[str] = []
+    there = ["0.3.35"]
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        ran.append(" ".join(command))
+        return subprocess.CompletedProcess(command, 0, f"{there[0]}\n", "")
+
+    monkeypatch.setattr(setup.subprocess, "run", run)
+    setup.add_quantizers()
+    assert sum("llama-cpp-python==" in command for command in ran) == 1
+    ran.clear()
+    there[0] = VERSION
+    setup.add_quantizers()
+    assert not any("llama-cpp-python==" in command for command in ran)
+    assert ran[-1].endswith(setup.MAKE_GPTQMODEL)
+
+
+def test_a_version_is_asked_of_the_environment_itself() -> None:
+    assert setup.is_installed(sys.executable, f"pytest=={pytest.__version__}")
+    assert not setup.is_installed(sys.executable, "pytest==0.1")
+    assert not setup.is_installed(sys.executable, "no-such-package-of-ropewalk==1.0")
+
+
+def test_the_converter_is_that_of_the_pinned_llama_cpp() -> None:
+    """Its source is fetched by a version of its own, and has to fit the library that quantizes and loads."""
+    pinned = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["gguf"]
+    assert pinned == [f"llama-cpp-python=={VERSION}"]

@@ -19,6 +19,7 @@ Say = Callable[[str], None]
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 REQUIREMENTS = Path(__file__).resolve().parent / "gptqmodel-requirements.txt"
+CONSTRAINTS = ROOT / "constraints.txt"
 NAME = ".venv-gptqmodel"
 _STAMP = "ropewalk-setup.sha256"
 
@@ -60,7 +61,7 @@ def make(environment: Path) -> None:
     (Path(paths.strip()) / "zz_ropewalk.pth").write_text(f"{_packages()}\n")
     # Constraints, not requirements: what .venv already has stays as it is and is not installed a second time.
     pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--retries", "1"]
-    _step([*pip, "-r", str(REQUIREMENTS), "-c", str(ROOT / "constraints.txt")])
+    _step([*pip, "-r", str(REQUIREMENTS), "-c", str(CONSTRAINTS)])
     (environment / _STAMP).write_text(_fingerprint())
 
 
@@ -76,7 +77,7 @@ def _step(command: list[str]) -> str:
 
 
 def _fingerprint() -> str:
-    content = (REQUIREMENTS.read_text(), _packages(), sys.version)
+    content = (REQUIREMENTS.read_text(), CONSTRAINTS.read_text(), _packages(), sys.version)
     return hashlib.sha256("\n".join(content).encode()).hexdigest()
 
 

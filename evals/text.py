@@ -36,8 +36,11 @@ class Text:
         return digest.hexdigest()
 
 
-def read_text(path: Path | None) -> Text:
+def read_text(path: Path | None, *, todo: str = "give --text") -> Text:
     """The documents of a file (.txt, or .jsonl with `text`), of a directory of such, or the held-out standard library.
+
+    Args:
+        todo: how another text is given, the beginning of a sentence that goes on with what it should be.
 
     Raises:
         UserError: there is no such file, or nothing in it.
@@ -45,11 +48,11 @@ def read_text(path: Path | None) -> Text:
     if path is None:
         return Text("Python standard library source, held-out files", tuple(d for d in documents() if held_out(d.name)))
     if not path.exists():
-        raise UserError(str(path), "no such file", "give --text a .txt or .jsonl file, or a directory of them")
+        raise UserError(str(path), "no such file", f"{todo} a .txt or .jsonl file, or a directory of them")
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES)
     found = tuple(document for file in files for document in _read_file(file) if document.text.strip())
     if not found:
-        raise UserError(str(path), "no text in it", f"give --text a file or directory of {', '.join(SUFFIXES)}")
+        raise UserError(str(path), "no text in it", f"{todo} a file or directory of {', '.join(SUFFIXES)}")
     return Text(str(path), found)
 
 
@@ -81,11 +84,22 @@ class Rows:
     joined: bool
 
 
-def long_rows(text: Text, encode: Callable[[str], Sequence[int]], length: int, count: int, fewest: int = 8) -> Rows:
+def long_rows(
+    text: Text,
+    encode: Callable[[str], Sequence[int]],
+    length: int,
+    count: int,
+    fewest: int = 8,
+    *,
+    todo: str = "give a longer --text, or a smaller --max-context",
+) -> Rows:
     """Up to `count` rows of `length` tokens, from as many documents as there are.
 
     Where a document leaves room, its rows begin at a drawn place: beginnings and ends of files are all alike, and a row
     that always ends with its file would measure little else.
+
+    Args:
+        todo: what to say where the text is too short, in the words of the command that asks.
 
     Raises:
         UserError: the whole text is shorter than one row.
@@ -97,7 +111,7 @@ def long_rows(text: Text, encode: Callable[[str], Sequence[int]], length: int, c
         cuts = {0: _cuts(np.concatenate(encoded), length, 0)}
     if not cuts[next(iter(cuts))]:
         found = f"{sum(map(len, encoded))} tokens in all, and a row needs {length}"
-        raise UserError(text.source, found, "give a longer --text, or a smaller --max-context")
+        raise UserError(text.source, found, todo)
     rows, documents = _round_robin(cuts, count)
     owners = documents if len(set(documents)) >= min(fewest, count) else list(range(len(rows)))
     return Rows(tuple(rows), tuple(owners), joined)

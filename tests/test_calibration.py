@@ -61,6 +61,14 @@ def test_a_text_file_is_taken_too(config: Config, encoder: Encoder, tmp_path: Pa
     )
 
 
+def test_a_text_that_is_not_there_is_asked_for_in_the_words_of_the_config(
+    config: Config, encoder: Encoder, tmp_path: Path
+) -> None:
+    wanted = Calibration(dataset=str(tmp_path / "none.txt"))
+    with pytest.raises(UserError, match=r"none\.txt: no such file\n.*give calibration\.dataset a \.txt"):
+        calibration_rows(Run(config.run_dir), config, encoder, wanted)
+
+
 def test_a_text_shorter_than_a_row_is_refused(config: Config, encoder: Encoder) -> None:
     wanted = Calibration(sequence_length=100_000)
     with pytest.raises(UserError, match=r"training: [\d,]+ tokens in all, and a row of the calibration needs 100,000"):

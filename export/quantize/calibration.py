@@ -62,7 +62,7 @@ def calibration_rows(run: Run, config: Config, encoder: Encoder, calibration: Ca
     if calibration.dataset == TRAINING:
         ids, what = _training_ids(run, config, encoder, length * samples), "the training records in their prompt format"
     else:
-        text = read_text(Path(calibration.dataset).expanduser())
+        text = read_text(Path(calibration.dataset).expanduser(), todo="give calibration.dataset")
         ids = _joined(encoder.bos_ids + encoder.text_ids(document.text) for document in text.documents)
         what = Path(calibration.dataset).name
     if len(ids) < length:

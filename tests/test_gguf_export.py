@@ -15,8 +15,9 @@ from transformers import AutoModelForCausalLM
 
 from data.errors import UserError
 from data.tokens import Encoder
-from export.gguf.convert import convert, lossless_type, quantize, roped
+from export.gguf.convert import convert, lossless_type, roped
 from export.gguf.file import Content, read, whole, write
+from export.gguf.quantize import quantize
 from export.gguf.tokenizer import SAMPLES, read_differently
 from export.merge.hf_config import write_config
 from train.model import load_tokenizer

@@ -11,8 +11,10 @@ from gguf_model import LINEAR, dense_fixture, merged_fixture, token_ids  # noqa:
 
 from data.errors import UserError
 from evals.gguf import GgufScorer
-from export.gguf.convert import predicted_size, quantize, roped, split
+from export.gguf.convert import roped
 from export.gguf.file import bits_per_weight, read, shards_of, write
+from export.gguf.quantize import predicted_size, quantize
+from export.gguf.split import split
 from train.quantize_settings import GgufType
 
 pytestmark = pytest.mark.program

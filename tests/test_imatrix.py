@@ -12,9 +12,9 @@ from conftest import tiny_config
 from gguf_model import LINEAR, dense_fixture, merged_fixture, token_ids  # noqa: F401
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-from export.gguf.convert import quantize
 from export.gguf.file import read
 from export.gguf.imatrix import importance
+from export.gguf.quantize import quantize
 
 ROWS = [token_ids(100), token_ids(40)[::-1]]
 LAYERS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")

@@ -17,8 +17,10 @@ from gguf_model import FACTOR, LINEAR, TEXTS, WINDOW, dense_fixture, merged_fixt
 
 from data.tokens import Encoder
 from evals.gguf import GgufScorer
-from export.gguf.convert import quantize, roped, split
+from export.gguf.convert import roped
 from export.gguf.file import read, write
+from export.gguf.quantize import quantize
+from export.gguf.split import split
 from train.model import load_tokenizer
 from train.rope_spelling import rope_freqs
 

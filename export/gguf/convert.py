@@ -20,16 +20,12 @@ from typing import Any, Literal
 from data.errors import UserError
 from data.tokens import Encoder
 from evals.gguf import require_llama_cpp
-from export.gguf.file import Content, bits_per_weight, read, whole, write
+from export.gguf.file import Content, read, whole, write
 from export.gguf.llama_cpp_source import GGUF_PY, converter
-from export.gguf.quantize import predicted_size, quantize
-from export.gguf.split import split
 from export.gguf.tokenizer import read_differently, tokenizer_keys
 from train.model import load_tokenizer
 from train.rope import RopeSpec
 from train.rope_spelling import gguf_keys, rope_freqs, written_theta
-
-__all__ = ["bits_per_weight", "convert", "lossless_type", "predicted_size", "quantize", "split"]
 
 Dense = Literal["F16", "BF16", "F32"]
 Say = Callable[[str], None]

@@ -117,7 +117,7 @@ def _llama_cpp(
             np.savez(job["imatrix"], allow_pickle=False, **imatrix)
         path = Path(folder) / "job.json"
         path.write_text(json.dumps(job | {"threads": torch.get_num_threads()}))
-        # -I: this directory holds a gguf.py of our own, which must not stand for the package of that name.
+        # -I: nothing beside the worker, or where it is started, may stand for a package that it imports.
         command = [sys.executable, "-I", str(WORKER), str(path)]
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     if done.returncode:

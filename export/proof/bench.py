@@ -67,7 +67,8 @@ class LossBench:
         """Ids, int64, shape (rows, longest context), with bos in front where the model has one."""
         bos = self._merged.encoder.bos_ids
         length = self.contexts[-1] - len(bos)
-        found = long_rows(self._text, self._merged.encoder.text_ids, length, self._count, fewest=1).rows
+        todo = "give a longer --text, or shorter --contexts"
+        found = long_rows(self._text, self._merged.encoder.text_ids, length, self._count, fewest=1, todo=todo).rows
         return np.stack([np.concatenate([np.asarray(bos, dtype=np.int64), row]) for row in found])
 
     def require_text(self) -> None:

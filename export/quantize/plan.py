@@ -12,6 +12,7 @@ from typing import Any
 from data.errors import UserError
 from evals.gguf import require_llama_cpp
 from export.artefact import Artefact, read_artefact, record_of
+from export.files import differences
 from export.gguf.split import size_of
 from export.merge.model import MergedModel
 from export.quantize.gptqmodel_job import require_whole_groups
@@ -46,12 +47,9 @@ def is_there(merged: MergedModel, plan: Planned, materials: Materials) -> bool:
         return False
     if plan.is_calibrated and (found.calibration or {}).get("sha256") != materials.rows(plan.calibration).sha256:
         return False
-    return _is_whole(found, merged.run.path) and (plan.method != "gguf" or _is_cut_as_wanted(found, materials))
-
-
-def _is_whole(artefact: Artefact, run: Path) -> bool:
-    folder = artefact.folder(run)
-    return all((folder / f.name).is_file() and (folder / f.name).stat().st_size == f.size for f in artefact.files)
+    if any(differences(found.folder(merged.run.path), found.files, full=False)):
+        return False
+    return plan.method != "gguf" or _is_cut_as_wanted(found, materials)
 
 
 def _is_cut_as_wanted(artefact: Artefact, materials: Materials) -> bool:

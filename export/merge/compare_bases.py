@@ -18,8 +18,9 @@ from data.tokens import Encoder
 from evals.load import device_here
 from evals.perplexity import Perplexity
 from evals.text import Text, long_rows
+from export.files import made_aside
 from export.merge.parity import Questions, ask_live, records_to_check
-from export.merge.ship import Say, Shipped, aside, check, publish, say_what_is_special, write_merge
+from export.merge.ship import Say, Shipped, check, publish, say_what_is_special, write_merge
 from export.merge.source import Form, Source, open_source
 from export.merge.weights import Onto
 
@@ -86,7 +87,7 @@ def compare_bases(
     live = ask_live(source, questions)
     found: dict[Onto, Measured] = {}
     for onto in sorted(get_args(Onto), key=lambda onto: onto == keep):
-        with aside(source) as folder:
+        with made_aside(source.aside) as folder:
             write_merge(source, onto, form, folder, say)
             shipped, answers = check(source, folder, questions, live, form, max_kl, say)
             shipped = publish(source, shipped, onto, form) if onto == keep else shipped

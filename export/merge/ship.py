@@ -8,15 +8,14 @@ interrupted merge left is removed when the next one starts.
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from evals.divergence import Divergence
 from evals.load import MERGE_RECORD, device_here
+from export.files import made_aside, replace_directory
 from export.merge.hf_config import write_config, write_generation_config, write_tokenizer
 from export.merge.manifest import write_manifest
 from export.merge.parity import Answers, Questions, ask_live, ask_merged, divergence, records_to_check
@@ -61,7 +60,7 @@ def merge_run(path: Path, onto: Onto, form: Form | str, max_kl: float | None, sa
     form = Form(form) if isinstance(form, str) else form
     source = open_source(path, form)
     say_what_is_special(source, say)
-    with aside(source) as folder:
+    with made_aside(source.aside) as folder:
         write_merge(source, onto, form, folder, say)
         questions = records_to_check(source)
         say(f"checking against the live nf4+adapter model on {len(questions.documents)} {questions.which} records ...")
@@ -134,25 +133,3 @@ def folder_name(onto: Onto, verified: bool) -> str:
     """`merged` is only ever the verified model that was trained; other bases and failures have names of their own."""
     name = "merged" if onto == "dequantized" else f"merged-{onto}"
     return name if verified else f"{name}-unverified"
-
-
-@contextmanager
-def aside(source: Source) -> Iterator[Path]:
-    """An empty directory in the run to write to, removed again unless it was given another name."""
-    folder = source.run.path / ".merged.partial"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def replace_directory(final: Path, fresh: Path) -> None:
-    """Give `fresh` its final name; what had it before is only removed afterwards."""
-    old = final.with_name(f".{final.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if final.exists():
-        final.rename(old)
-    fresh.rename(final)
-    shutil.rmtree(old, ignore_errors=True)

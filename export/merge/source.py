@@ -79,6 +79,11 @@ class Source:
         named = {"name": name_to_publish(model.name_or_path), "revision": model.revision}
         return {**named, **known, "as_when_trained": None if self.began_with is None else True}
 
+    @property
+    def aside(self) -> Path:
+        """Where a merge is written before it has a name."""
+        return self.run.path / ".merged.partial"
+
 
 def open_source(path: Path, form: Form) -> Source:
     """A finished run with all that its merge needs.

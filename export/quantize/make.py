@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from data.errors import UserError
 from export.artefact import Artefact, LoadsIn, read_artefact, record_of
-from export.files import files_of
+from export.files import files_of, made_aside, replace_directory
 from export.merge.model import MergedModel
-from export.merge.ship import replace_directory
 from export.proof.bench import machine_here
 from export.proof.stranger import Expected, NotLoadedError, ask, judged
 from export.quantize.families import FAMILIES, Family, Made
@@ -56,7 +54,7 @@ def make(plan: Planned, work: Work) -> None:
         UserError: it could not be made, or did not pass; then it is under `unverified/`.
     """
     merged, say, family = work.merged, work.say, FAMILIES[plan.method]
-    with _aside(merged.run.path / f".{plan.name}{PARTIAL}") as aside:
+    with made_aside(merged.run.path / f".{plan.name}{PARTIAL}") as aside:
         began = time.monotonic()
         about = f", fitted to {_in_words(plan, work)}" if plan.is_calibrated else ""
         say(f"{plan.name}: making it{about} ...")
@@ -124,17 +122,6 @@ def _publish(artefact: Artefact, aside: Path, run: Path) -> None:
     artefact.save(run)
     for name in before - {file.name for file in artefact.files}:
         (final / name).unlink(missing_ok=True)
-
-
-@contextmanager
-def _aside(folder: Path) -> Iterator[Path]:
-    """An empty directory to make something in; nothing of it stays that was not moved away."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def with_seen(rule: LoadsIn, happened: LoadsIn) -> LoadsIn:

@@ -166,9 +166,12 @@ def _open_directory(name: str, path: Path) -> Scorer:
         model = AutoModelForCausalLM.from_pretrained(str(path), dtype=dtype, device_map={"": device}).eval()
     except (OSError, ValueError, ImportError) as error:
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(
-            str(path), f"cannot be loaded: {first_line}", "give a directory that transformers loads"
-        ) from None
+        todo = "give a directory that transformers loads"
+        if isinstance(error, ImportError):
+            todo = (
+                "GPTQ and AWQ need gptqmodel: make quantizers, then .venv-gptqmodel/bin/python -m scripts.evaluate ..."
+            )
+        raise UserError(str(path), f"cannot be loaded: {first_line}", todo) from None
     keep_weights_unpacked(model)
     spec = read_spec(config)
     verify(model, spec)

@@ -168,9 +168,7 @@ def _open_directory(name: str, path: Path) -> Scorer:
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         todo = "give a directory that transformers loads"
         if isinstance(error, ImportError):
-            todo = (
-                "GPTQ and AWQ need gptqmodel: make quantizers, then .venv-gptqmodel/bin/python -m scripts.evaluate ..."
-            )
+            todo = "GPTQ and AWQ need gptqmodel: make quantizers, then .venv-gptqmodel/bin/python in place of python"
         raise UserError(str(path), f"cannot be loaded: {first_line}", todo) from None
     keep_weights_unpacked(model)
     spec = read_spec(config)

@@ -81,6 +81,7 @@ def test_the_environment_is_not_taken_away_from_under_its_own_python(checkout: P
     """As when a shell has it activated, and pyproject.toml has changed since."""
     ran = fail_at("nothing", monkeypatch)
     (checkout / ".venv").symlink_to(sys.prefix)
+    (checkout / "constraints.txt").write_text("torch==2.13.0\n")
     assert setup.main([]) == 1
     assert "run it with another one (deactivate)" in capsys.readouterr().err
     assert not ran

@@ -61,7 +61,8 @@ def main() -> int:
         require_possible(merged, missing, materials)
         bench.require_text()
         return 0
-    failed = quantize(merged, plans, section, bench, vllm_of(arguments.vllm), say)
+    with materials:
+        failed = quantize(merged, plans, materials, section.max_kl, bench, vllm_of(arguments.vllm), say)
     ours, others = measured_alike(merged, bench)
     if ours:
         console.print(loss_table(ours))

@@ -24,20 +24,26 @@ from export.quantize.make import PARTIAL, Work, ask_stranger, make, with_seen
 from export.quantize.materials import Materials
 from export.quantize.plan import is_there, require_possible
 from export.quantize.variants import Planned
-from train.quantize_settings import Quantize
 from train.run import write_whole
 
 Say = Callable[[str], None]
 
 
 def quantize(
-    merged: MergedModel, plans: Sequence[Planned], section: Quantize, bench: LossBench, vllm: Path | None, say: Say
+    merged: MergedModel,
+    plans: Sequence[Planned],
+    materials: Materials,
+    max_kl: float,
+    bench: LossBench,
+    vllm: Path | None,
+    say: Say,
 ) -> tuple[str, ...]:
     """Make every planned variant that is not there yet, have it checked, measure it, and write the table of all.
 
     One that fails does not keep the others from being made.
 
     Args:
+        max_kl: the bound above which a variant is marked.
         vllm: the python of an environment with vLLM, to load GPTQ and AWQ there too; None: known by rule only.
 
     Returns:
@@ -49,24 +55,23 @@ def quantize(
     """
     _remove_leftovers(merged.run.path)
     failed: list[str] = []
-    with Materials(merged, section.split_max_size, say) as materials:
-        missing = [plan for plan in plans if not is_there(merged, plan, materials)]
-        for plan in (plan for plan in plans if plan not in missing):
-            say(f"{plan.name}: is there already")
-        require_possible(merged, missing, materials)
-        bench.require_text()
-        expected = expected_of(merged)
-        work = Work(merged, expected, materials, _report_on_merged(merged, expected, say), section.max_kl, vllm, say)
-        for plan in plans:
-            try:
-                if plan in missing:
-                    make(plan, work)
-                _ask_vllm(plan, work)
-                _measure(plan, bench, work)
-            except UserError as error:
-                say(f"{plan.name}: {error}")
-                failed.append(plan.name)
-            write_table(merged, work.reference, bench)
+    missing = [plan for plan in plans if not is_there(merged, plan, materials)]
+    for plan in (plan for plan in plans if plan not in missing):
+        say(f"{plan.name}: is there already")
+    require_possible(merged, missing, materials)
+    bench.require_text()
+    expected = expected_of(merged)
+    work = Work(merged, expected, materials, _report_on_merged(merged, expected, say), max_kl, vllm, say)
+    for plan in plans:
+        try:
+            if plan in missing:
+                make(plan, work)
+            _ask_vllm(plan, work)
+            _measure(plan, bench, work)
+        except UserError as error:
+            say(f"{plan.name}: {error}")
+            failed.append(plan.name)
+        write_table(merged, work.reference, bench)
     return tuple(failed)
 
 

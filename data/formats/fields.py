@@ -1,0 +1,118 @@
+"""What all shapes share: texts, the system prompt, category and source of a record, and short forms for messages."""
+
+from __future__ import annotations
+
+import reprlib
+from typing import Any
+
+from data.conversation import UnusableError
+
+_SHORTENED = reprlib.Repr()
+_SHORTENED.maxlevel, _SHORTENED.maxlist, _SHORTENED.maxdict, _SHORTENED.maxstring = 3, 4, 4, 40
+_AS_JSON = {None: "null", True: "true", False: "false"}
+_LONG_NUMBER = 200  # bits; beyond some thousand digits Python refuses to write an int
+
+
+def short(value: Any, limit: int = 60) -> str:
+    """How a value is shown in a message: one line of at most `limit` characters, however large it is."""
+    if value is None or isinstance(value, bool):
+        return _AS_JSON[value]
+    if isinstance(value, int) and value.bit_length() > _LONG_NUMBER:
+        return f"a number of {value.bit_length()} bits"
+    text = repr(value[: limit + 1]) if isinstance(value, str) else _SHORTENED.repr(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def text_of(record: dict[str, Any], key: str) -> str:
+    """The text under `key`, as it stands.
+
+    Raises:
+        UnusableError: there is none, or nothing but white space.
+    """
+    value = record.get(key)
+    if value is None and key not in record:
+        raise UnusableError(f"no `{key}`", f"text in `{key}`", key)
+    if not isinstance(value, str) or not value.strip():
+        raise UnusableError(f"`{key}` = {short(value)}", f"non-empty text in `{key}`", key)
+    return value
+
+
+def optional_text(record: dict[str, Any], key: str) -> str | None:
+    """The text under `key` without outer white space; None where it is missing, null or blank.
+
+    Raises:
+        UnusableError: there is something else than text.
+    """
+    value = record.get(key)
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise UnusableError(f"`{key}` = {short(value)}", "text or null", key)
+    return value.strip() or None
+
+
+def system_of(record: dict[str, Any]) -> str | None:
+    """A record's own system prompt, under `system` or `system_prompt`; null and blank mean that it has none.
+
+    Raises:
+        UnusableError: it is no text, or the two differ.
+    """
+    system, other = optional_text(record, "system"), optional_text(record, "system_prompt")
+    return one_system(system, other, "system_prompt")
+
+
+def one_system(system: str | None, other: str | None, field: str) -> str | None:
+    """The system prompt, where two places may say the same or one of them nothing."""
+    if system and other and system != other:
+        raise UnusableError(f"two system prompts, {short(system)} and `{field}` = {short(other)}", "one of them", field)
+    return system or other
+
+
+def category_of(record: dict[str, Any]) -> str:
+    """The category as text; a number is one too (CSV and Parquet make them of class labels)."""
+    value = record.get("category")
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return short(value)
+    return optional_text(record, "category") or "uncategorized"
+
+
+def source_of(record: dict[str, Any]) -> str:
+    """What the record says of where it comes from; "" where that is not a text."""
+    value = record.get("source")
+    return value if isinstance(value, str) else ""
+
+
+def refuse_unread(record: dict[str, Any], keys: tuple[str, ...], where: str = "") -> None:
+    """Refuse what a shape would otherwise leave out in silence: a value other than null, blank or an empty list.
+
+    Raises:
+        UnusableError: one of `keys` holds something.
+    """
+    for key in keys:
+        value = record.get(key)
+        if value and value != "[]" and not (isinstance(value, str) and value.isspace()):
+            raise UnusableError(f"`{where}{key}` = {short(value)}", f"text only (nothing in `{key}`)", where + key)
+
+
+def refuse_odd_characters(texts: dict[str, str | None]) -> None:
+    """Refuse what programs further on cut at or cannot write: NUL and half surrogate pairs. Keys are the fields.
+
+    Raises:
+        UnusableError: naming the field and the first such character.
+    """
+    for field, text in texts.items():
+        if not text:
+            continue
+        if "\0" in text:
+            found = f"a NUL character in `{field}` (at character {text.index(chr(0)) + 1})"
+            raise UnusableError(found, "text without \\u0000", field)
+        if not text.isascii():
+            _refuse_half_pairs(text, field)
+
+
+def _refuse_half_pairs(text: str, field: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        found = f"half of a surrogate pair in `{field}` (at character {error.start + 1})"
+        raise UnusableError(found, "whole Unicode characters", field) from None

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from typing import Any
 
 from data.conversation import UnusableError
-from data.formats.fields import short
+from data.formats.fields import named, short
 
 _BOM = b"\xef\xbb\xbf"
 _WANTED = "one JSON object"
@@ -53,9 +54,8 @@ def _load(text: str) -> Any:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     record = dict(pairs)
     if len(record) < len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise UnusableError(f"the key {short(twice)} twice", "each key once", field=short(twice), fault="json")
+        twice = named(next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1))
+        raise UnusableError(f"the key `{twice}` twice", "each key once", twice, "json")
     return record
 
 

@@ -9,26 +9,22 @@ from itertools import islice
 from typing import Any, Literal
 
 from data.conversation import UnusableError
-from data.formats.fields import short
+from data.formats.fields import named
 
 Format = Literal["auto", "airoboros", "airoboros_chat", "sharegpt", "alpaca", "messages", "prompt_completion", "text"]
 
 # The keys that tell a format, in the order they are looked for: the first format with all of its keys is it.
-_TELLTALE: tuple[tuple[Format, tuple[str, ...]], ...] = (
-    ("messages", ("messages",)),
-    ("airoboros_chat", ("conversations",)),
-    ("alpaca", ("instruction", "output")),
-    ("alpaca", ("instruction", "response", "input")),
-    ("alpaca", ("instruction", "response", "context")),
-    ("airoboros", ("instruction", "response")),
-    ("prompt_completion", ("prompt", "completion")),
-    ("text", ("text",)),
-)
-# A record with one key of a pair is most likely this, with the other forgotten: the reader then says which.
-_HALF: tuple[tuple[Format, str], ...] = (
-    ("airoboros", "instruction"),
-    ("airoboros", "response"),
-    ("prompt_completion", "completion"),
+# One key of a pair alone means that the other was forgotten; the reader then says which.
+_TELLTALE: tuple[tuple[frozenset[str], Format, str], ...] = (
+    (frozenset({"messages"}), "messages", "`messages`"),
+    (frozenset({"conversations"}), "airoboros_chat", "`conversations`"),
+    (frozenset({"instruction", "output"}), "alpaca", "`instruction` and `output`"),
+    (frozenset({"instruction", "response"}), "airoboros", "`instruction` and `response`"),
+    (frozenset({"prompt", "completion"}), "prompt_completion", "`prompt` and `completion`"),
+    (frozenset({"instruction"}), "airoboros", "`instruction` without `response` or `output`"),
+    (frozenset({"response"}), "airoboros", "`response` without `instruction`"),
+    (frozenset({"completion"}), "prompt_completion", "`completion` without `prompt`"),
+    (frozenset({"text"}), "text", "`text`"),
 )
 _WANTED = (
     "`instruction` and `response` (or `output`), `conversations`, `messages`, `prompt` and `completion`, or `text`"
@@ -54,19 +50,23 @@ def detect(record: dict[str, Any]) -> Format:
     Raises:
         UnusableError: no format has such keys.
     """
+    return _tell(record)[0]
+
+
+def _tell(record: dict[str, Any]) -> tuple[Format, str]:
+    """A record's format and the keys that tell it, in words."""
     if record.get("instances"):
         found = "a seed task of self-instruct (`instances`)"
         wanted = "a record for each instance, with `instruction`, `input` and `output`"
         raise UnusableError(found, wanted, "instances")
-    for has in (lambda key: record.get(key) is not None, record.__contains__):
-        for format, keys in _TELLTALE:
-            if all(map(has, keys)):
-                return format
-        for format, key in _HALF:
-            if has(key):
-                return format
-    keys = short(", ".join(map(str, record)), 200) if record else "none"
-    raise UnusableError(f"the keys {keys}", _WANTED)
+    for keys in ({key for key, value in record.items() if value is not None}, record.keys()):
+        for telling, format, words in _TELLTALE:
+            if telling <= keys:
+                if format == "airoboros" and (record.get("input") or record.get("context")):
+                    return "alpaca", words  # such as databricks-dolly-15k
+                return format, words
+    found = named(", ".join(map(str, record)), 200) if record else "none"
+    raise UnusableError(f"the keys {found}", _WANTED)
 
 
 def choose(records: Iterable[dict[str, Any] | None], looked_at: int = 100) -> Choice:
@@ -78,6 +78,8 @@ def choose(records: Iterable[dict[str, Any] | None], looked_at: int = 100) -> Ch
     total = sum(counts.values())
     best = next((shape for shape, _ in counts.most_common() if shape[0] != "auto"), None)
     if best is None:
+        if not total:
+            return Choice("auto", "no records")
         return Choice("auto", f"no known format among the first {total} records; wanted {_WANTED}")
     first = f"{best[0]}: {counts[best]} of the first {total} records have {best[1]}"
     rest = [f"{n} {'has' if n == 1 else 'have'} {shape[1]}" for shape, n in counts.most_common() if shape != best]
@@ -85,14 +87,10 @@ def choose(records: Iterable[dict[str, Any] | None], looked_at: int = 100) -> Ch
 
 
 def _shape(record: dict[str, Any] | None) -> tuple[Format, str]:
-    """A record's format and the keys that tell it, in words."""
+    """A record's format and keys in words; "auto" where there is none to be told."""
     if record is None:
         return "auto", "no JSON object"
     try:
-        format = detect(record)
+        return _tell(record)
     except UnusableError:
         return "auto", "no known keys"
-    keys = next((keys for name, keys in _TELLTALE if name == format and all(k in record for k in keys)), None)
-    if keys is None:
-        return format, f"only a part of {format}'s keys"
-    return format, " and ".join(f"`{key}`" for key in keys)

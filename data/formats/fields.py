@@ -19,7 +19,15 @@ def short(value: Any, limit: int = 60) -> str:
         return _AS_JSON[value]
     if isinstance(value, int) and value.bit_length() > _LONG_NUMBER:
         return f"a number of {value.bit_length()} bits"
-    text = repr(value[: limit + 1]) if isinstance(value, str) else _SHORTENED.repr(value)
+    return _cut(repr(value[: limit + 1]) if isinstance(value, str) else _SHORTENED.repr(value), limit)
+
+
+def named(key: str, limit: int = 60) -> str:
+    """How a key of the user's is shown: as `short`, without the quotation marks."""
+    return _cut(repr(key[: limit + 1])[1:-1], limit)
+
+
+def _cut(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
@@ -79,7 +87,7 @@ def category_of(record: dict[str, Any]) -> str:
 def source_of(record: dict[str, Any]) -> str:
     """What the record says of where it comes from; "" where that is not a text."""
     value = record.get("source")
-    return value if isinstance(value, str) else ""
+    return value.strip() if isinstance(value, str) else ""
 
 
 def refuse_unread(record: dict[str, Any], keys: tuple[str, ...], where: str = "") -> None:
@@ -91,28 +99,31 @@ def refuse_unread(record: dict[str, Any], keys: tuple[str, ...], where: str = ""
     for key in keys:
         value = record.get(key)
         if value and value != "[]" and not (isinstance(value, str) and value.isspace()):
-            raise UnusableError(f"`{where}{key}` = {short(value)}", f"text only (nothing in `{key}`)", where + key)
+            wanted = f"nothing in `{key}`: it would be left out"
+            raise UnusableError(f"`{where}{key}` = {short(value)}", wanted, where + key)
 
 
-def refuse_odd_characters(texts: dict[str, str | None]) -> None:
-    """Refuse what programs further on cut at or cannot write: NUL and half surrogate pairs. Keys are the fields.
-
-    Raises:
-        UnusableError: naming the field and the first such character.
-    """
-    for field, text in texts.items():
-        if not text:
-            continue
-        if "\0" in text:
-            found = f"a NUL character in `{field}` (at character {text.index(chr(0)) + 1})"
-            raise UnusableError(found, "text without \\u0000", field)
-        if not text.isascii():
-            _refuse_half_pairs(text, field)
-
-
-def _refuse_half_pairs(text: str, field: str) -> None:
+def is_whole(text: str) -> bool:
+    """Whether a text has neither NUL, at which programs in C cut, nor half a surrogate pair, which no file can hold."""
+    if "\0" in text:
+        return False
+    if text.isascii():
+        return True
     try:
         text.encode()
-    except UnicodeEncodeError as error:
-        found = f"half of a surrogate pair in `{field}` (at character {error.start + 1})"
-        raise UnusableError(found, "whole Unicode characters", field) from None
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def refuse_odd_characters(field: str, text: str) -> None:
+    """Name the first character for which a text is not whole.
+
+    Raises:
+        UnusableError: there is one.
+    """
+    for index, character in enumerate(text):
+        if not is_whole(character):
+            what = "a NUL character" if character == "\0" else "half of a surrogate pair"
+            found = f"{what} in `{field}` (at character {index + 1})"
+            raise UnusableError(found, "whole Unicode text without \\u0000", field)

@@ -32,17 +32,23 @@ def unflatten(prompt: str, response: str) -> tuple[Turn, ...]:
     Raises:
         UnusableError: a turn has no text, or a user turn no answer.
     """
+    if _EOS not in response:
+        return (_turn(prompt, response.strip()),)
     first, *later = _FLATTENED_USER.split(response.rstrip().removesuffix(_EOS))
-    turns = [Turn(prompt, first.strip())]
+    turns = [_turn(prompt, first.strip())]
     for said in later:
         asked, label, answer = said.partition(_ASSISTANT)
         if not label:
             found = f"`</s> USER:` without an `ASSISTANT:` in `response` ({short(said, 30)})"
             raise UnusableError(found, "an answer to every user turn", "response", "roles")
-        turns.append(Turn(asked.strip(), answer.strip()))
-    if not all(turn.prompt and turn.response for turn in turns):
-        raise UnusableError("a turn without text in `response`", "text in every turn", "response")
+        turns.append(_turn(asked.strip(), answer.strip()))
     return tuple(turns)
+
+
+def _turn(prompt: str, response: str) -> Turn:
+    if not prompt or not response:
+        raise UnusableError("a turn without text in `response`", "text in every turn", "response")
+    return Turn(prompt, response)
 
 
 def alpaca(record: dict[str, Any]) -> tuple[Turn, ...]:
@@ -50,7 +56,7 @@ def alpaca(record: dict[str, Any]) -> tuple[Turn, ...]:
     refuse_unread(record, ("history",))
     given = _one_of(record, "input", "context")
     prompt = text_of(record, "instruction").strip()
-    answer = _one_of(record, "output", "response") or text_of(record, "output" if "output" in record else "response")
+    answer = _one_of(record, "output", "response") or text_of(record, "response" if "response" in record else "output")
     return (Turn(f"{prompt}\n\n{given}" if given else prompt, answer),)
 
 
@@ -64,6 +70,7 @@ def _one_of(record: dict[str, Any], key: str, alias: str) -> str | None:
 
 def prompt_and_completion(record: dict[str, Any]) -> tuple[Turn, ...]:
     """The two texts to the byte: they were written to be joined as they are. The prompt may be empty."""
+    refuse_unread(record, ("system", "system_prompt"))
     prompt = record.get("prompt")
     if not isinstance(prompt, str):
         found = f"`prompt` = {short(prompt)}" if "prompt" in record else "no `prompt`"

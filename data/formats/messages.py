@@ -61,20 +61,34 @@ def _messages(record: dict[str, Any], key: str) -> list[_Message]:
 def _message(message: Any, where: str) -> _Message:
     if not isinstance(message, dict):
         wanted = "an object with `from` and `value`, or `role` and `content`"
-        raise UnusableError(f"{where} = {short(message)}", wanted, where)
-    speaker, said = ("from", "value") if message.get("role") is None else ("role", "content")
-    name = message.get(speaker)
-    role = _ROLES.get(name.lower()) if isinstance(name, str) else None
-    if role is None:
-        found = f"{where}.{speaker} = {short(name)}"
-        raise UnusableError(found, "system, human (user) or gpt (assistant)", f"{where}.{speaker}", "roles")
+        raise UnusableError(f"`{where}` = {short(message)}", wanted, where)
+    role = _role(message, where)
     refuse_unread(message, _BESIDE_THE_MESSAGE, f"{where}.")
     if role == "gpt":
         _refuse_untrained(message, where)
-    text = _content(message.get(said), f"{where}.{said}")
+    key = _one_that_is_there(message, "value", "content")
+    text = _content(message.get(key), f"{where}.{key}")
     if not text and role != "system":
-        raise UnusableError(f"{where}.{said} = {short(message.get(said))}", "non-empty text", f"{where}.{said}")
+        found = f"`{where}.{key}` = {short(message[key])} (from {role})"
+        raise UnusableError(found, "non-empty text", f"{where}.{key}")
     return _Message(role, text, where)
+
+
+def _role(message: dict[str, Any], where: str) -> str:
+    key = _one_that_is_there(message, "from", "role")
+    name = message.get(key)
+    role = _ROLES.get(name.lower()) if isinstance(name, str) else None
+    if role is None:
+        found = f"`{where}.{key}` = {short(name)}"
+        raise UnusableError(found, "system, human (user) or gpt (assistant)", f"{where}.{key}", "roles")
+    return role
+
+
+def _one_that_is_there(message: dict[str, Any], key: str, alias: str) -> str:
+    """Tables fill the columns that a message does not have with null."""
+    if message.get(key) is None and (message.get(alias) is not None or key not in message and alias in message):
+        return alias
+    return key
 
 
 def _content(value: Any, where: str) -> str:
@@ -82,7 +96,7 @@ def _content(value: Any, where: str) -> str:
     if isinstance(value, str):
         return value.strip()
     if not isinstance(value, list):
-        raise UnusableError(f"{where} = {short(value)}", "text", where)
+        raise UnusableError(f"`{where}` = {short(value)}", "text", where)
     return "".join(_part(part, f"{where}[{index}]") for index, part in enumerate(value)).strip()
 
 
@@ -90,7 +104,7 @@ def _part(part: Any, where: str) -> str:
     if isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str):
         return part["text"]
     found = f"a part of type {short(part.get('type'))}" if isinstance(part, dict) else short(part)
-    raise UnusableError(f"{where} = {found}", 'text only: parts {"type": "text", "text": ...}', where)
+    raise UnusableError(f"`{where}` = {found}", 'text only: parts {"type": "text", "text": ...}', where)
 
 
 def _refuse_untrained(message: dict[str, Any], where: str) -> None:
@@ -98,7 +112,7 @@ def _refuse_untrained(message: dict[str, Any], where: str) -> None:
     for key in ("weight", "train"):
         mark = message.get(key)
         if mark is not None and not mark:
-            found = f"{where}.{key} = {short(mark)}"
+            found = f"`{where}.{key}` = {short(mark)}"
             raise UnusableError(found, "answers that are all trained", f"{where}.{key}")
 
 
@@ -109,7 +123,7 @@ def _refuse_order(said: list[_Message], key: str) -> None:
             wanted = "human and gpt in turn, beginning with human (after at most one system)"
             raise UnusableError(found, wanted, message.where, "roles")
     if not said:
-        raise UnusableError(f"`{key}` with no message but the system prompt", "human and gpt in turn", key, "roles")
+        raise UnusableError(f"`{key}` with nothing but a system prompt", "human and gpt in turn", key, "roles")
     if len(said) % 2:
         found = f"the role order {_order(said, len(said) - 1)}, which does not end on gpt"
         raise UnusableError(found, "an answer to the last human message", said[-1].where, "roles")

@@ -9,7 +9,7 @@ from data.conversation import Conversation, Kind, Rejection, Turn, UnusableError
 from data.formats import instructions, messages
 from data.formats.decode import decode
 from data.formats.detect import Format, detect
-from data.formats.fields import category_of, refuse_odd_characters, source_of, system_of, text_of
+from data.formats.fields import category_of, is_whole, refuse_odd_characters, source_of, system_of, text_of
 
 __all__ = ["Format", "parse_line", "parse_record"]
 
@@ -44,10 +44,16 @@ def parse_record(record: dict[str, Any], format: Format = "auto", origin: str = 
 
 
 def _refuse_odd(system: str | None, turns: tuple[Turn, ...], category: str, source: str) -> None:
-    refuse_odd_characters({"system": system, "category": category, "source": source})
+    whole = "".join(
+        [system or "", category, source, *(text for turn in turns for text in (turn.prompt, turn.response))]
+    )
+    if is_whole(whole):
+        return
+    texts = {"system": system, "category": category, "source": source}
     for index, turn in enumerate(turns):
-        where = f"turn {index + 1}" if len(turns) > 1 else "turn"
-        refuse_odd_characters({f"{where}: prompt": turn.prompt, f"{where}: response": turn.response})
+        texts |= {f"turn {index + 1}: prompt": turn.prompt, f"turn {index + 1}: response": turn.response}
+    for field, text in texts.items():
+        refuse_odd_characters(field, text or "")
 
 
 def _airoboros(record: dict[str, Any]) -> _Said:

@@ -3,9 +3,9 @@
 A checkpoint of the Llama-2 kind was trained on the ids of `tokenizer.model`. The fast tokenizer that transformers makes
 of it can differ, in runs of spaces above all, and then text reaches the model in pieces that it has hardly seen.
 
-Both read plain text: no bos, no eos, and no text that becomes a control token because it spells one. What the fast
-tokenizer adds on top of SentencePiece (non-special added tokens) is a wish of the checkpoint's author and no mistake,
-so texts that spell such a token are not compared.
+Both read plain text: no bos, no eos, and no text that becomes a control token because it spells one. Tokens that were
+added to one of the two and not to the other are a wish of the checkpoint's author and no mistake, so texts that spell
+such a token are not compared.
 """
 
 from __future__ import annotations
@@ -94,7 +94,8 @@ def compare(tokenizer: PreTrainedTokenizerBase, model_file: Path, texts: Sequenc
     if reason:
         return Fidelity(0, 0, 0, skipped=reason)
     exact = sentencepiece.SentencePieceProcessor(model_file=str(model_file))
-    chosen = [text for text in sample(texts) if not any(word in text for word in _added_words(tokenizer))]
+    one_sided = _one_sided_words(tokenizer, exact)
+    chosen = [text for text in sample(texts) if not any(word in text for word in one_sided)]
     if not chosen:
         return Fidelity(0, 0, 0, skipped="there is no text to compare")
     return compare_all(Encoder(tokenizer), exact, chosen)
@@ -153,9 +154,10 @@ def _is_tiktoken(content: bytes) -> bool:
         return False
 
 
-def _added_words(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """What becomes one token in text although SentencePiece has no say in it."""
-    return [token.content for token in tokenizer.added_tokens_decoder.values() if not token.special]
+def _one_sided_words(tokenizer: PreTrainedTokenizerBase, exact: sentencepiece.SentencePieceProcessor) -> list[str]:
+    """Added tokens that only one of the two finds in a text that spells them: special ones are not looked for."""
+    added = tokenizer.added_tokens_decoder.items()
+    return [token.content for id, token in added if token.special == (id in exact.encode(token.content))]
 
 
 def _difference(

@@ -13,15 +13,25 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
+from tokenizers import Tokenizer
 
-from data.render import Span
+from data.render.spans import BOS, EOS, Span
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 TooLong = Literal["truncate", "drop"]
+NO_END = -1  # in Example.turn_ends: nothing ends this response
+
+
+def _none() -> np.ndarray:
+    return np.empty(0, dtype=np.int32)
 
 
 @dataclass(frozen=True)
@@ -31,90 +41,208 @@ class Example:
     Attributes:
         ids: int32 token ids, shape (n,).
         trained: bool, shape (n,): True where predicting `ids[i]` counts in the loss. Never True at 0.
+        turn_starts: int32, shape (responses,): where each response's first token is.
+        turn_ends: int32, shape (responses,): where the control token is that ends it; NO_END where there is none.
     """
 
     ids: np.ndarray
     trained: np.ndarray
+    turn_starts: np.ndarray = field(default_factory=_none)
+    turn_ends: np.ndarray = field(default_factory=_none)
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def first(self, length: int) -> Example:
+        """Its first `length` tokens."""
+        begun = self.turn_starts < length
+        ends = np.where(self.turn_ends < length, self.turn_ends, NO_END)[begun]
+        return Example(self.ids[:length], self.trained[:length], self.turn_starts[begun], ends)
+
+    def response_lengths(self) -> np.ndarray:
+        """Tokens of each response without the one that ends it, int32, shape (responses,)."""
+        after = np.append(self.turn_starts[1:], len(self))
+        return np.where(self.turn_ends == NO_END, after, self.turn_ends) - self.turn_starts
 
 
 NOTHING = Example(np.empty(0, dtype=np.int32), np.empty(0, dtype=bool))
 
 
 class Encoder:
-    """A tokenizer with its control-token rules read off once.
+    """A tokenizer with its control tokens read off once. It travels to other processes without transformers.
 
     Args:
         tokenizer: any tokenizer of transformers that has an eos token.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._tokenizer = tokenizer
+        self._tokenizer: PreTrainedTokenizerBase | None = tokenizer
         self.eos_id = int(tokenizer.eos_token_id)  # pyright: ignore[reportArgumentType]
         first = tokenizer("a")["input_ids"][:1]  # type: ignore[index]
         self.bos_ids: list[int] = first if first and first[0] == tokenizer.bos_token_id else []
+        added = tokenizer.added_tokens_decoder
+        self._control = {token.content: [int(id)] for id, token in added.items() if token.special}
+        self._control |= {BOS: self.bos_ids, EOS: [self.eos_id]}
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        self._backend = None if backend is None else _text_only(backend.to_str())
+        self._spelling = {BOS: str(tokenizer.bos_token) if self.bos_ids else "", EOS: str(tokenizer.eos_token)}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a worker needs: the fast tokenizer as JSON, or all of a slow one."""
+        state = dict(self.__dict__)
+        if self._backend is not None:
+            state |= {"_tokenizer": None, "_backend": self._backend.to_str()}
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self._backend is not None:
+            self._backend = _text_only(state["_backend"])
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer itself, for libraries that encode by their own rules."""
+        """The tokenizer itself, for libraries that encode by their own rules; a worker process does not have it."""
+        assert self._tokenizer is not None, "only the process that made this Encoder has its transformers tokenizer"
         return self._tokenizer
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Hash of the vocabulary, merges and normalizers: equal fingerprints tokenize equally."""
-        backend = getattr(self._tokenizer, "backend_tokenizer", None)
-        state = backend.to_str() if backend else json.dumps(self._tokenizer.get_vocab(), sort_keys=True)
+        backend = self._backend
+        state = backend.to_str() if backend else json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
         return hashlib.sha256(f"{state}/{self.bos_ids}/{self.eos_id}".encode()).hexdigest()
+
+    def spelled(self, span: Span) -> str:
+        """The span as text to look at: a control token by its name in this tokenizer."""
+        return self._spelling.get(span.text, span.text) if span.control else span.text
+
+    def control_ids(self, text: str) -> list[int]:
+        """The id of a control token, in a list; empty for BOS where the tokenizer begins no text with one.
+
+        Raises:
+            KeyError: the tokenizer has no such control token.
+        """
+        return self._control[text]
 
     def text_ids(self, text: str) -> list[int]:
         """Ids of `text` alone; no control tokens, not even when the text spells one."""
-        if not text:
-            return []
-        return self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]  # type: ignore[index, return-value]
-
-    def prompt_ids(self, spans: Sequence[Span]) -> list[int]:
-        """What inference feeds the model: everything up to the token it must generate first.
-
-        `spans` end with an untrained span, the prompt that waits for its answer.
-        """
-        *history, prompt = spans
-        return self.encode(history).ids.tolist() + self.bos_if(not history) + self.text_ids(prompt.text.rstrip(" "))
+        return self._texts([text])[0] if text else []
 
     def bos_if(self, wanted: bool) -> list[int]:
         return self.bos_ids if wanted else []
 
+    def prompt_ids(self, spans: Sequence[Span]) -> list[int]:
+        """What inference feeds the model: everything up to the token it must generate first.
+
+        `spans` end with the untrained text that waits for its answer.
+        """
+        *history, prompt = spans
+        return self.encode((*history, Span(prompt.text.rstrip(" "), trained=False))).ids.tolist()
+
     def encode(self, spans: Sequence[Span]) -> Example:
-        """The ids and trained mask of one document; every trained span but a plain text's ends with eos."""
-        ids: list[int] = list(self.bos_ids) if spans else []
-        trained: list[bool] = [False] * len(ids)
-        prompt = ""
-        for span in spans:
-            if not span.trained:
-                prompt += span.text
-                continue
-            new_ids, first_trained = self._exchange(prompt, span)
-            ids += new_ids
-            trained += [index >= first_trained for index in range(len(new_ids))]
-            prompt = ""
-        if trained:
-            trained[0] = False
-        return Example(np.asarray(ids, dtype=np.int32), np.asarray(trained, dtype=bool))
+        """The ids and trained mask of one document."""
+        return self.encode_all([spans])[0]
 
-    def _exchange(self, prompt: str, response: Span) -> tuple[list[int], int]:
-        """Ids of prompt and response tokenized together, and the index at which the response begins."""
-        together = self.text_ids(prompt + response.text)
-        seen = self.text_ids(prompt.rstrip(" "))
-        return together + [self.eos_id] * response.ends_turn, common_prefix_length(together, seen)
+    def encode_all(self, documents: Sequence[Sequence[Span]]) -> list[Example]:
+        """The ids and trained masks of many documents, their texts tokenized in a single call."""
+        planned = [_pieces(spans) for spans in documents]
+        numbers: dict[str, int] = {"": 0}  # each text is tokenized once
+        for piece in chain.from_iterable(planned):
+            for text in (piece.text, piece.seen):
+                numbers.setdefault(text, len(numbers))
+        ids = [np.asarray(of_text, dtype=np.int32) for of_text in ([], *self._texts(list(numbers)[1:]))]
+        return [self._example(pieces, numbers, ids) for pieces in planned]
+
+    def _texts(self, texts: list[str]) -> list[list[int]]:
+        if self._backend is None:
+            slow: Any = self.tokenizer
+            return [slow(text, add_special_tokens=False, split_special_tokens=True)["input_ids"] for text in texts]
+        return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def _example(self, pieces: Sequence[_Piece], numbers: dict[str, int], ids: Sequence[np.ndarray]) -> Example:
+        parts: list[np.ndarray] = []
+        trained: list[tuple[int, int]] = []
+        starts: list[int] = []
+        ends: list[int] = []
+        at = 0
+        for piece in pieces:
+            if piece.control is not None:
+                control = self._control[piece.control]
+                parts.append(np.asarray(control, dtype=np.int32))
+                if piece.trained and starts and ends[-1] == NO_END:
+                    ends[-1] = at
+                first = 0
+            else:
+                parts.append(ids[numbers[piece.text]])
+                first = common_prefix_length(parts[-1], ids[numbers[piece.seen]])
+                if piece.trained:
+                    starts.append(at + first)
+                    ends.append(NO_END)
+            after = at + len(parts[-1])
+            if piece.trained:
+                trained.append((max(at + first, 1), after))
+            at = after
+        mask = np.zeros(at, dtype=bool)
+        for begin, end in trained:
+            mask[begin:end] = True
+        whole = np.concatenate(parts) if parts else _none()
+        return Example(whole, mask, np.asarray(starts, dtype=np.int32), np.asarray(ends, dtype=np.int32))
 
 
-def common_prefix_length(a: Sequence[int], b: Sequence[int]) -> int:
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """A control token, or text that is tokenized in one go.
+
+    Attributes:
+        seen: how much of the text inference is given; the rest it has to generate.
+    """
+
+    text: str
+    seen: str
+    trained: bool
+    control: str | None = None
+
+
+def _pieces(spans: Sequence[Span]) -> list[_Piece]:
+    """Control tokens and what stands between them; a response ends its piece, so text may follow it."""
+    pieces: list[_Piece] = []
+    prompt, response = "", None
+    for span in (*spans, None):
+        ended = span is None or span.control or (response is not None and not span.trained)
+        if ended and (prompt or response is not None):
+            pieces.append(_text_piece(prompt, response))
+            prompt, response = "", None
+        if span is None:
+            break
+        if span.control:
+            pieces.append(_Piece("", "", span.trained, span.text))
+        elif span.trained:
+            response = (response or "") + span.text
+        else:
+            prompt += span.text
+    return pieces
+
+
+def _text_piece(prompt: str, response: str | None) -> _Piece:
+    if response is None:
+        return _Piece(prompt, "", trained=False)
+    return _Piece(prompt + response, prompt.rstrip(" "), trained=True)
+
+
+def _text_only(state: str) -> Tokenizer:
+    """A copy of a fast tokenizer that takes every text as text and whole: no control tokens, cut or padding."""
+    backend = Tokenizer.from_str(state)
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = True
+    return backend
+
+
+def common_prefix_length(a: Sequence[int] | np.ndarray, b: Sequence[int] | np.ndarray) -> int:
     """How many leading items `a` and `b` share."""
-    for index, (x, y) in enumerate(zip(a, b, strict=False)):
-        if x != y:
-            return index
-    return min(len(a), len(b))
+    shorter = min(len(a), len(b))
+    differ = np.flatnonzero(np.asarray(a[:shorter]) != np.asarray(b[:shorter]))
+    return int(differ[0]) if len(differ) else shorter
 
 
 def fit(example: Example, max_length: int, too_long: TooLong) -> Example | None:
@@ -123,11 +251,16 @@ def fit(example: Example, max_length: int, too_long: TooLong) -> Example | None:
     `truncate` keeps the prompt whole from its beginning and cuts the end of the response, so a cut answer does not
     teach eos; `drop` gives up the record.
     """
-    if len(example) > max_length:
-        if too_long == "drop":
-            return None
-        example = Example(example.ids[:max_length], example.trained[:max_length])
-    return example if example.trained.any() else None
+    if len(example) > max_length and too_long == "drop":
+        return None
+    kept = cut(example, max_length)
+    return kept if len(kept) else None
+
+
+def cut(example: Example, max_length: int) -> Example:
+    """The example's first `max_length` tokens; NOTHING where none of them is trained."""
+    kept = example.first(max_length) if len(example) > max_length else example
+    return kept if kept.trained.any() else NOTHING
 
 
 def chunks(example: Example, lengths: Iterator[int]) -> list[Example]:

@@ -13,7 +13,7 @@ import torch
 from transformers import StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
-from data.records import Turn
+from data.conversation import Turn
 from data.render import render_prompt
 from evals.load import Loaded
 

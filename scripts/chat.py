@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.errors import UserError, exits_on_user_error
-from data.records import Turn
+from data.conversation import Turn
 from evals.generate import Sampling, stream_reply
 from evals.load import Loaded, load
 from scripts._arguments import at_least

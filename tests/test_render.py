@@ -8,7 +8,19 @@ import pytest
 from conftest import SHARED, TEXTS, sentencepiece_like, train_tokenizer
 
 from data.records import Conversation, Turn, parse_record
-from data.render import PROMPT_FORMATS, Span, always, chat_template, draws, is_random, render, render_prompt, separators
+from data.render import (
+    BEGIN,
+    END,
+    PROMPT_FORMATS,
+    Span,
+    always,
+    chat_template,
+    draws,
+    is_random,
+    render,
+    render_prompt,
+    separators,
+)
 from data.tokens import Encoder
 
 TWO_TURNS = Conversation("k", "c", None, (Turn("Hi", "Hello."), Turn("More?", "Sure.")))
@@ -18,7 +30,7 @@ PREAMBLE = PROMPT_FORMATS["airoboros-1.x"].system
 
 def text(conversation: Conversation, name: str, drawn: float) -> str:
     spans = render(conversation, PROMPT_FORMATS[name], always(drawn))
-    return "".join(f"[{span.text}]" if span.trained else span.text for span in spans)
+    return "".join(f"[{span.text}]" if span.trained else span.text for span in spans if not span.control)
 
 
 @pytest.mark.parametrize(
@@ -37,7 +49,9 @@ def test_golden_renderings(name: str, drawn: float, expected: str) -> None:
 
 def test_only_responses_are_trained_and_each_ends_its_turn() -> None:
     spans = render(TWO_TURNS, PROMPT_FORMATS["airoboros-2.2"], always(0.0))
-    assert [(span.trained, span.ends_turn) for span in spans] == [(False, False), (True, True)] * 2
+    assert spans[0] == BEGIN
+    assert [span.trained for span in spans[1:]] == [False, True, True] * 2
+    assert [span for span in spans if span.control] == [BEGIN, END, END]
 
 
 def test_own_system_prompt_is_followed_by_a_newline() -> None:
@@ -70,7 +84,7 @@ def test_records_without_formatting_are_left_alone() -> None:
 
 def test_plain_text_is_trained_whole_without_eos() -> None:
     document = parse_record({"text": " All of it. "})
-    assert render(document, PROMPT_FORMATS["airoboros-2.2"], always(0.0)) == (Span(" All of it. ", True),)
+    assert render(document, PROMPT_FORMATS["airoboros-2.2"], always(0.0)) == (BEGIN, Span(" All of it. ", True))
 
 
 def test_draws_depend_on_seed_epoch_and_key_only() -> None:
@@ -86,7 +100,7 @@ def drawn_separators(name: str, count: int = 4000) -> Counter[str]:
     """The separators (after the system prompt, before ASSISTANT:) of many records."""
     pairs: Counter[str] = Counter()
     for index in range(count):
-        (prompt, _) = render(ONE_TURN, PROMPT_FORMATS[name], draws(0, 0, str(index)))
+        (_, prompt, *_) = render(ONE_TURN, PROMPT_FORMATS[name], draws(0, 0, str(index)))
         pairs[prompt.text[len("A chat.")] + prompt.text[-len(" ASSISTANT: ")]] += 1
     return pairs
 
@@ -110,7 +124,7 @@ def test_only_formats_with_a_choice_are_random() -> None:
 
 def test_separators_of_the_accounting() -> None:
     spans = render(TWO_TURNS, PROMPT_FORMATS["airoboros-2.1"], draws(0, 0, "k"))
-    prompts = [span.text for span in spans if not span.trained]
+    prompts = [span.text for span in spans if not span.trained and not span.control]
     assert separators(spans) == "".join(prompt[-len(" ASSISTANT: ")] for prompt in prompts)
 
 
@@ -163,6 +177,6 @@ def test_equal_to_the_lineage_byte_for_byte() -> None:
             continue
         drawn = 0.0 if output["random"] is None else output["random"]
         spans = render(parse_record(records[output["record"]]), PROMPT_FORMATS[DATED[output["date"]]], always(drawn))
-        assert [span.text for span in spans] == [output["input"], output["output"]], output["date"]
+        assert [span.text for span in spans if not span.control] == [output["input"], output["output"]], output["date"]
         compared += 1
     assert compared >= 80

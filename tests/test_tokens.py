@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from data.records import Conversation, Turn, parse_record
-from data.render import PROMPT_FORMATS, Span, always, render, render_prompt
+from data.render import BEGIN, END, PROMPT_FORMATS, Span, always, render, render_prompt
 from data.tokens import Encoder, Example, chunks, common_prefix_length, fit
 
 FORMAT = PROMPT_FORMATS["airoboros-2.2"]
@@ -89,7 +89,7 @@ def test_truncation_cuts_the_end_and_drops_what_has_no_answer_left() -> None:
 
 def test_long_text_is_cut_into_chunks_that_lose_at_most_one_token() -> None:
     encoder = ENCODERS["sentencepiece"]
-    whole = encoder.encode((Span("rope " * 50, trained=True),))
+    whole = encoder.encode((BEGIN, Span("rope " * 50, trained=True)))
     pieces = chunks(whole, itertools.repeat(16))
     assert np.concatenate([piece.ids for piece in pieces]).tolist() == whole.ids[: sum(map(len, pieces))].tolist()
     assert len(whole) - sum(map(len, pieces)) <= 1
@@ -129,7 +129,7 @@ def test_ids_of_the_lineage_where_its_seam_is_sane(llama2: PreTrainedTokenizerBa
         sane = output["impl"] == "jondurbin-head" and not output.get("kw", {}).get("train_on_source")
         if not sane or output["model_max_len"] != 2048 or not example["input"].endswith("ASSISTANT: "):
             continue
-        spans = (Span(example["input"], False), Span(example["output"], True, ends_turn=True))
+        spans = (BEGIN, Span(example["input"], False), Span(example["output"], True), END)
         theirs, ours = output["input_ids"], Encoder(llama2).encode(spans).ids.tolist()
         start = next(i for i, label in enumerate(output["labels"]) if label != -100)
         assert theirs[start - 1] == 29871

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from data.records import Conversation, Turn
-from data.render import PromptFormat, always, render
+from data.conversation import Conversation, Turn
+from data.render import BOS, EOS, PromptFormat, always, render
 from export.card.facts import Facts, Progress, Stage
 from train.rope import RopeSpec
 
@@ -33,9 +33,9 @@ def separators_trained(prompt_format: PromptFormat) -> dict[str, float]:
 def prompt_example(prompt_format: PromptFormat, separator: str, eos: str | None) -> str:
     """Two turns, written as the model saw them in training, up to where the second answer begins."""
     turns = (Turn("{prompt}", "{answer}"), Turn("{next prompt}", ""))
-    spans = render(Conversation("", "", None, turns), prompt_format, always(DRAWS[separator]))[:-1]
-    end = eos or "(end of sequence)"
-    return "".join(span.text + (end if span.ends_turn else "") for span in spans).rstrip(" ")
+    spans = render(Conversation("", "", None, turns), prompt_format, always(DRAWS[separator]))[:-2]
+    control = {BOS: "", EOS: eos or "(end of sequence)"}
+    return "".join(control[span.text] if span.control else span.text for span in spans).rstrip(" ")
 
 
 def training_rows(facts: Facts, stage: Stage) -> list[tuple[str, str]]:

@@ -67,16 +67,23 @@ def training_prompt(
 ) -> tuple[str, list[int]]:
     """The first record's prompt as epoch 0 rendered it, without its trailing space, and the ids that were trained.
 
+    Where a style writes control tokens within its prompts it is the longest text between two of them: runtimes differ
+    in how they are asked to take control tokens out of a text, and what is compared here is how they take text.
+
     Raises:
         UserError: no record has a prompt.
     """
     for conversation in conversations:
         spans = render(conversation, prompt_format, draws(seed, 0, conversation.key))
-        if spans[0].trained:
+        answer = next(index for index, span in enumerate(spans) if span.trained)
+        texts = [index for index in range(answer) if not spans[index].control]
+        if not texts:
             continue
-        trained, ids = encoder.encode(spans[:2]).ids.tolist(), encoder.prompt_ids(spans[:1])
+        asked = max(texts, key=lambda index: len(spans[index].text))
+        text, begin = spans[asked].text.rstrip(" "), len(encoder.encode(spans[:asked]))
+        trained, ids = encoder.encode(spans).ids[begin:].tolist(), encoder.text_ids(text)
         if trained[: len(ids)] == ids:
-            return spans[0].text.rstrip(" "), ids
+            return text, encoder.bos_ids + ids
     todo = "train on at least one instruction: exports are checked with its prompt"
     raise UserError("data.sources", "no record with a prompt", todo)
 

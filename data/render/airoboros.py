@@ -1,4 +1,4 @@
-"""A Conversation becomes spans of text, each trained or not. The prompt formats and their separators live here only.
+"""The airoboros formats, and Vicuna's, from which they come. Their separators live here only.
 
     {system}{sep}USER: {prompt}{sep}ASSISTANT: {response}
 
@@ -16,36 +16,20 @@ except where it was wrong:
 
 from __future__ import annotations
 
-import hashlib
 import json
-import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from data.records import Conversation, Turn
+from data.conversation import Conversation, Turn
+from data.render.draws import Draw, always
+from data.render.spans import BEGIN, END, Span
 
-Draw = Callable[[], float]
 SeparatorDraw = Literal["independent", "shared"]
 
 # A text's PLAINFORMAT suffix, with whatever white space stands before it, however often it was appended.
 _PLAINFORMAT = re.compile(r"(?:\s*\bPLAINFORMAT)+\s*$")
-
-
-@dataclass(frozen=True)
-class Span:
-    """A piece of a document.
-
-    Attributes:
-        text: the characters.
-        trained: whether its tokens count in the loss.
-        ends_turn: whether eos follows it (trained with it).
-    """
-
-    text: str
-    trained: bool
-    ends_turn: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,6 +45,7 @@ class PromptFormat:
         response_end: what follows each response, before eos.
         turn_start: what stands between eos and the next `USER:`.
         plain_end: what follows the prompt of a record without formatting.
+        system_end: what follows a record's own system prompt.
     """
 
     system: str = "A chat."
@@ -71,6 +56,63 @@ class PromptFormat:
     response_end: str = "\n"
     turn_start: str = ""
     plain_end: str = ""
+    system_end: str = "\n"
+
+    @property
+    def is_random(self) -> bool:
+        """Whether two epochs can differ."""
+        chances = (self.space_probability, self.plainformat_newline or 0.0)
+        return any(0.0 < chance < 1.0 for chance in chances)
+
+    @property
+    def usual_separator(self) -> str:
+        """The separator that is drawn more often."""
+        return " " if self.space_probability > 0.5 else "\n"
+
+    def render(self, conversation: Conversation, draw: Draw) -> tuple[Span, ...]:
+        """The spans of a document that is to be formatted: bos, then prompts untrained, responses trained with eos."""
+        spans = [BEGIN]
+        write = _Writer(self, draw)
+        for index, turn in enumerate(conversation.turns):
+            lead = write.system(conversation.system) if index == 0 else self.turn_start
+            spans.append(Span(lead + write.prompt(turn.prompt), trained=False))
+            spans += (Span(turn.response + self.response_end, trained=True), END)
+        return tuple(spans)
+
+    def render_plain(self, turn: Turn) -> tuple[Span, ...]:
+        """The spans of a record without formatting."""
+        prompt = turn.prompt.strip() + self.plain_end if self.plain_end else turn.prompt
+        return BEGIN, Span(prompt, trained=False), Span(turn.response + self.response_end, trained=True), END
+
+    def render_prompt(self, history: Sequence[Turn], prompt: str, system: str | None) -> tuple[Span, ...]:
+        """The spans of a conversation that waits for its next answer; separators are the usual ones."""
+        usual = always(0.0 if self.usual_separator == " " else 1.0)
+        return self.render(Conversation("", "", system, (*history, Turn(prompt, ""))), usual)[:-2]
+
+    def chat_template(self, *, with_bos: bool) -> str:
+        """The format as a jinja template, equal to `render_prompt` (a PLAINFORMAT suffix is taken as it comes).
+
+        The generation prompt ends in `ASSISTANT:` without a space: the space belongs to the first word of the answer
+        (see tokens.py).
+        """
+        separator = json.dumps(self.usual_separator)
+        own_end = json.dumps(self.system_end)
+        default = f"{{%- set system = {json.dumps(self.system)} + {separator} -%}}"
+        own = f"{{%- set system = (messages[0].content | trim) + {own_end} -%}}"
+        return (
+            f"{default}{{%- set talk = messages -%}}"
+            "{%- if messages[0].role == 'system' -%}{%- set talk = messages[1:] -%}"
+            + (f"{{%- if messages[0].content | trim -%}}{own}{{%- endif -%}}" if self.takes_system else "")
+            + "{%- endif -%}"
+            + ("{{- bos_token -}}" if with_bos else "")
+            + "{{- system -}}"
+            "{%- for message in talk -%}{%- if message.role == 'user' -%}"
+            f"{{{{- ({json.dumps(self.turn_start)} if not loop.first else '') + 'USER: ' -}}}}"
+            f"{{{{- (message.content | trim) + {separator} + 'ASSISTANT:' -}}}}"
+            "{%- else -%}"
+            f"{{{{- ' ' + (message.content | trim) + {json.dumps(self.response_end)} + eos_token -}}}}"
+            "{%- endif -%}{%- endfor -%}"
+        )
 
 
 _PREAMBLE = (
@@ -90,89 +132,15 @@ PROMPT_FORMATS: dict[str, PromptFormat] = {
     ),
     # 2023-09 on: newlines only.
     "airoboros-2.2": PromptFormat(plain_end="\n"),
+    # FastChat's vicuna_v1.1 with the preamble of 1.x: nothing stands between eos and the next `USER:`.
+    "vicuna_v1.1": PromptFormat(_PREAMBLE, space_probability=1.0, response_end="", system_end=" "),
 }
-
-
-def draws(seed: int, epoch: int, key: str) -> Draw:
-    """Uniform numbers in [0, 1) that depend on (seed, epoch, key) and on nothing else."""
-    digest = hashlib.sha256(f"{seed}/{epoch}/{key}".encode()).digest()
-    return random.Random(digest).random
-
-
-def always(value: float) -> Draw:
-    """A draw that is no draw: 0.0 takes every space that can be taken, 1.0 every newline."""
-    return lambda: value
-
-
-def is_random(prompt_format: PromptFormat) -> bool:
-    """Whether two epochs can differ."""
-    chances = (prompt_format.space_probability, prompt_format.plainformat_newline or 0.0)
-    return any(0.0 < chance < 1.0 for chance in chances)
-
-
-def render(conversation: Conversation, prompt_format: PromptFormat, draw: Draw) -> tuple[Span, ...]:
-    """The spans of one document: prompts untrained, responses trained and ended by eos."""
-    if conversation.kind == "text":
-        return (Span(conversation.turns[0].response, trained=True),)
-    if conversation.kind == "plain":
-        return _plain(conversation.turns[0], prompt_format)
-    spans: list[Span] = []
-    write = _Writer(prompt_format, draw)
-    for index, turn in enumerate(conversation.turns):
-        lead = write.system(conversation.system) if index == 0 else prompt_format.turn_start
-        spans.append(Span(lead + write.prompt(turn.prompt), trained=False))
-        spans.append(Span(turn.response + prompt_format.response_end, trained=True, ends_turn=True))
-    return tuple(spans)
-
-
-def render_prompt(
-    history: Sequence[Turn], prompt: str, system: str | None, prompt_format: PromptFormat
-) -> tuple[Span, ...]:
-    """The spans of a conversation that waits for its next answer; separators are the format's usual ones."""
-    usual = 0.0 if _usual_separator(prompt_format) == " " else 1.0
-    waiting = Conversation("", "", system, (*history, Turn(prompt.strip(), "")))
-    return render(waiting, prompt_format, always(usual))[:-1]
-
-
-def chat_template(prompt_format: PromptFormat, *, with_bos: bool) -> str:
-    """The format as a jinja template for `tokenizer.apply_chat_template`, equal to `render_prompt` (but that it takes a
-    PLAINFORMAT suffix as it comes).
-
-    The generation prompt ends in `ASSISTANT:` without a space: the space belongs to the first word of the answer
-    (see tokens.py).
-    """
-    separator = json.dumps(_usual_separator(prompt_format))
-    default = f"{{%- set system = {json.dumps(prompt_format.system)} + {separator} -%}}"
-    own = "{%- if messages[0].content | trim -%}{%- set system = (messages[0].content | trim) + '\\n' -%}{%- endif -%}"
-    return (
-        f"{default}{{%- set talk = messages -%}}"
-        "{%- if messages[0].role == 'system' -%}{%- set talk = messages[1:] -%}"
-        + (own if prompt_format.takes_system else "")
-        + "{%- endif -%}"
-        + ("{{- bos_token -}}" if with_bos else "")
-        + "{{- system -}}"
-        "{%- for message in talk -%}{%- if message.role == 'user' -%}"
-        f"{{{{- ({json.dumps(prompt_format.turn_start)} if not loop.first else '') + 'USER: ' -}}}}"
-        f"{{{{- (message.content | trim) + {separator} + 'ASSISTANT:' -}}}}"
-        "{%- else -%}"
-        f"{{{{- ' ' + (message.content | trim) + {json.dumps(prompt_format.response_end)} + eos_token -}}}}"
-        "{%- endif -%}{%- endfor -%}"
-    )
-
-
-def _usual_separator(prompt_format: PromptFormat) -> str:
-    return " " if prompt_format.space_probability > 0.5 else "\n"
 
 
 def separators(spans: Sequence[Span]) -> str:
     """What stands before each `ASSISTANT:`, one character a prompt; for the accounting."""
-    prompts = (span.text for span in spans if span.text.endswith("ASSISTANT: "))
+    prompts = (span.text for span in spans if not span.trained and span.text.endswith("ASSISTANT: "))
     return "".join(text[: -len("ASSISTANT: ")][-1:] for text in prompts)
-
-
-def _plain(turn: Turn, prompt_format: PromptFormat) -> tuple[Span, ...]:
-    prompt = turn.prompt.strip() + prompt_format.plain_end if prompt_format.plain_end else turn.prompt
-    return Span(prompt, trained=False), Span(turn.response + prompt_format.response_end, trained=True, ends_turn=True)
 
 
 class _Writer:
@@ -184,9 +152,9 @@ class _Writer:
         self._draw = draw if shared is None else always(shared)
 
     def system(self, own: str | None) -> str:
-        """System prompt and separator; a record's own prompt is always followed by a newline, as in the lineage."""
+        """System prompt and separator; a record's own prompt is always followed by `system_end`, never by a draw."""
         if own and self._format.takes_system:
-            return own + "\n"
+            return own + self._format.system_end
         return self._format.system + self._separator()
 
     def prompt(self, text: str) -> str:

@@ -91,9 +91,9 @@ def advice(found: Coverage, max_length: int) -> str | None:
     how_much = "nothing" if not found.beyond else "almost nothing"
     documents = "1 document" if found.documents_beyond == 1 else f"{found.documents_beyond:,} documents"
     return (
-        f"a run with {max_length}-token rows would train {how_much} beyond {found.window}, the base model's window: "
-        f"{found.beyond:,} of {found.tokens:,} tokens ({found.share:.2%}) stand there, in {documents}. Packing does not "
-        f"change that: positions restart in each document. Add documents longer than {found.window} tokens until at "
-        f"least {LEAST_SHARE_BEYOND:.0%} of the tokens lie beyond it (long text, closed-context records, whole "
-        f"conversations), or set model.max_length to {found.window} and leave rope_scaling out."
+        f"a run with {max_length}-token rows trains {how_much} beyond {found.window}, the base model's window: "
+        f"{found.beyond:,} of {found.tokens:,} tokens ({found.share:.2%}) stand there, in {documents}. "
+        f"Packing does not change that: positions restart in each document. Add documents longer than {found.window} "
+        f"tokens until at least {LEAST_SHARE_BEYOND:.0%} of the tokens lie beyond it (long text, closed-context "
+        f"records, whole conversations), or set model.max_length to {found.window} and leave rope_scaling out."
     )

@@ -49,6 +49,9 @@ class Difference:
     fast: tuple[str, ...]
     exact: tuple[str, ...]
 
+    def __str__(self) -> str:
+        return f"{self.text!r}: {' '.join(self.fast) or 'nothing'} and not {' '.join(self.exact) or 'nothing'}"
+
 
 @dataclass(frozen=True)
 class Fidelity:
@@ -77,7 +80,7 @@ class Fidelity:
         share = f"{self.differing:,} of {self.texts:,} texts ({self.differing / self.texts:.1%})"
         return [
             f"the fast tokenizer differs from SentencePiece, which the model was trained with, on {share}:",
-            *(f"  {one.text!r}: {_shown(one.fast)} and not {_shown(one.exact)}" for one in self.examples),
+            *(f"  {example}" for example in self.examples),
             f"  -> python -m scripts.tokenizer {model} --out DIR writes one that does not",
         ]
 
@@ -94,11 +97,19 @@ def compare(tokenizer: PreTrainedTokenizerBase, model_file: Path, texts: Sequenc
     if reason:
         return Fidelity(0, 0, 0, skipped=reason)
     exact = sentencepiece.SentencePieceProcessor(model_file=str(model_file))
-    one_sided = _one_sided_words(tokenizer, exact)
-    chosen = [text for text in sample(texts) if not any(word in text for word in one_sided)]
+    chosen = comparable(tokenizer, exact, sample(texts))
     if not chosen:
         return Fidelity(0, 0, 0, skipped="there is no text to compare")
     return compare_all(Encoder(tokenizer), exact, chosen)
+
+
+def comparable(
+    tokenizer: PreTrainedTokenizerBase, exact: sentencepiece.SentencePieceProcessor, texts: Sequence[str]
+) -> list[str]:
+    """The texts without those that spell an added token that only one of the two looks for."""
+    added = tokenizer.added_tokens_decoder.items()
+    one_sided = [token.content for id, token in added if token.special == (id in exact.encode(token.content))]
+    return [text for text in texts if not any(word in text for word in one_sided)]
 
 
 def compare_all(encoder: Encoder, exact: sentencepiece.SentencePieceProcessor, texts: Sequence[str]) -> Fidelity:
@@ -154,12 +165,6 @@ def _is_tiktoken(content: bytes) -> bool:
         return False
 
 
-def _one_sided_words(tokenizer: PreTrainedTokenizerBase, exact: sentencepiece.SentencePieceProcessor) -> list[str]:
-    """Added tokens that only one of the two finds in a text that spells them: special ones are not looked for."""
-    added = tokenizer.added_tokens_decoder.items()
-    return [token.content for id, token in added if token.special == (id in exact.encode(token.content))]
-
-
 def _difference(
     encoder: Encoder,
     exact: sentencepiece.SentencePieceProcessor,
@@ -181,7 +186,3 @@ def _meeting(ours: Sequence[int], theirs: Sequence[int]) -> tuple[int, int]:
     places = sorted(itertools.product(range(PIECES), repeat=2), key=sum)
     meeting = ((i, j) for i, j in places if i + j and ours[i : i + 2] == theirs[j : j + 2])
     return next(meeting, (PIECES, PIECES))
-
-
-def _shown(pieces: Sequence[str]) -> str:
-    return " ".join(pieces) or "nothing"

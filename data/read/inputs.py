@@ -4,77 +4,136 @@ from __future__ import annotations
 
 import difflib
 import glob
-import hashlib
 import os
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from data.errors import UserError
-from data.read.blocks import blocks_of
-from data.read.lines import Broken, Line, split_lines
+from data.read.files import KNOWN, FileInput, kind_of
+from data.read.hub import hub_input
+from data.read.lines import Broken, Line
+
+_HUB_NAME = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 
 
 class Input(Protocol):
-    """Something that holds records.
+    """Something that holds records. Can be pickled to a worker process.
 
     Attributes:
         name: what is shown as the file.
-        size: bytes on disk; 0 where that is unknown.
+        size: bytes on disk; 0 where that is not known.
     """
 
     @property
     def name(self) -> str: ...
+
     @property
     def size(self) -> int: ...
+
     def sha256(self) -> str:
         """Identity of the content."""
         ...
 
     def lines(self) -> Iterator[Line | Broken]:
-        """Every record, in order."""
+        """Every record, in order; what cannot be read is a Broken, never an error."""
         ...
-
-
-@dataclass(frozen=True)
-class FileInput:
-    """One file of records."""
-
-    path: Path
-
-    @property
-    def name(self) -> str:
-        return str(self.path)
-
-    @property
-    def size(self) -> int:
-        return self.path.stat().st_size
-
-    def sha256(self) -> str:
-        with self.path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-
-    def lines(self) -> Iterator[Line | Broken]:
-        return split_lines(blocks_of(self.path))
-
-
-_KINDS = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv")
 
 
 def inputs_of(
     path: str, *, subset: str | None = None, split: str = "train", revision: str | None = None
 ) -> list[Input]:
-    """The inputs behind a name, in a fixed order."""
+    """The inputs behind a name, in an order that does not depend on the machine.
+
+    Args:
+        path: a file, a directory (all data files in it, hidden ones left out), a glob, or `owner/name` on the hub.
+        subset, split, revision: of a dataset on the hub; files have none.
+
+    Raises:
+        UserError: nothing is there, it may not be read, or what it holds is not known.
+    """
     place = Path(path).expanduser()
+    try:
+        return _inputs(path, place, subset, split, revision)
+    except (OSError, ValueError) as error:
+        # A name that is too long, with a NUL in it, or on a disk that is gone.
+        raise UserError(path, str(error), "give the path of a file that can be read") from None
+
+
+def _inputs(path: str, place: Path, subset: str | None, split: str, revision: str | None) -> list[Input]:
+    if (subset or revision) and (place.exists() or glob.has_magic(path)):
+        raise UserError(path, "a subset or a revision of files", "these are of datasets on the hub: leave them out")
     if place.is_dir():
-        found = sorted(p for p in place.rglob("*") if p.is_file() and p.suffix in _KINDS)
-        if not found:
-            raise UserError(path, "a directory without data files", "put files there")
-        return [FileInput(p) for p in found]
+        return _in_directory(place)
     if place.exists():
-        return [FileInput(place)]
+        return [_file(place)]
     if glob.has_magic(path):
-        return [FileInput(Path(p)) for p in sorted(glob.glob(str(place), recursive=True)) if os.path.isfile(p)]
-    near = difflib.get_close_matches(place.name, os.listdir(place.parent) if place.parent.is_dir() else [], 1)
-    raise UserError(path, "no such file", f"did you mean {near[0]}?" if near else "give the path of a file")
+        return _matching(place)
+    if _HUB_NAME.fullmatch(path) and kind_of(place) is None and not _near(place):
+        return [hub_input(path, subset, split, revision)]
+    raise _nothing_there(place)
+
+
+def _file(place: Path) -> FileInput:
+    if kind_of(place) is None:
+        raise UserError(str(place), f"a file whose kind is not known by its name ({place.name})", f"give {KNOWN}")
+    if not place.is_file():
+        raise UserError(str(place), "not a file (a device, a socket or a pipe)", "give a file: it is read twice")
+    _must_be_readable(place)
+    return FileInput(place)
+
+
+def _must_be_readable(place: Path) -> None:
+    needed = os.R_OK | os.X_OK if place.is_dir() else os.R_OK
+    if not os.access(place, needed):
+        raise UserError(str(place), "it may not be read", f"allow it (chmod u+r {place}), or give another")
+
+
+def _in_directory(place: Path) -> list[Input]:
+    files, others = [], []
+    for folder, folders, names in os.walk(place):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for inside in [Path(folder), *(Path(folder, name) for name in folders)]:
+            _must_be_readable(inside)
+        for name in names:
+            file = Path(folder, name)
+            known = not name.startswith(".") and kind_of(file) is not None and file.is_file()
+            (files if known else others).append(file)
+    if not files:
+        raise UserError(str(place), f"a directory without data files ({_listed(place, others)})", f"give {KNOWN}")
+    return [_file(file) for file in sorted(files)]
+
+
+def _matching(place: Path) -> list[Input]:
+    # pathlib's own glob takes hidden files too.
+    found = sorted(Path(match) for match in glob.glob(str(place), recursive=True))  # noqa: PTH207
+    files = [match for match in found if match.is_file()]
+    if not files:
+        todo = "check the pattern; in a directory whose name has [ ] * or ? in it, give the directory itself"
+        raise UserError(str(place), "no file matches this pattern", todo)
+    known = [match for match in files if kind_of(match) is not None]
+    return [_file(match) for match in known or files]
+
+
+def _near(place: Path) -> list[str]:
+    """Names beside a missing one that look like it, the nearest first."""
+    readable = place.parent.is_dir() and os.access(place.parent, os.R_OK)
+    beside = [path.name for path in place.parent.iterdir()] if readable else []
+    return difflib.get_close_matches(place.name, beside, 3, 0.75)
+
+
+def _nothing_there(place: Path) -> UserError:
+    near = _near(place)
+    if near:
+        return UserError(str(place), "no such file", f"did you mean {place.parent / near[0]}?")
+    missing = [parent for parent in place.parents if not parent.exists()]
+    where = f"; there is no directory {missing[-1]}" if missing else ""
+    return UserError(str(place), "no such file", f"give the path of a file, a directory or a pattern{where}")
+
+
+def _listed(place: Path, files: list[Path], most: int = 5) -> str:
+    if not files:
+        return "it is empty"
+    names = [str(file.relative_to(place)) for file in sorted(files)]
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -64,19 +64,19 @@ def split_lines(blocks: Iterable[bytes]) -> Iterator[Line | Broken]:
                 continue
             first = tail.take()
             if first is None:
-                yield too_long(number)
+                yield _too_long(number)
             else:
                 yield from _numbered(number, [first])
             tail.add(pieces.pop())
             yield from _numbered(number + 1, pieces)
             number += 1 + len(pieces)
         last = tail.take()
-        yield from [too_long(number)] if last is None else _numbered(number, [last])
+        yield from [_too_long(number)] if last is None else _numbered(number, [last])
     except UnreadableError as error:
         yield error.at(number)
 
 
-def too_long(number: int) -> Broken:
+def _too_long(number: int) -> Broken:
     """What is said of a record that is not taken into memory."""
     return Broken(number, f"more than {LONGEST >> 20} MiB in one record", "records that fit into memory")
 
@@ -85,7 +85,7 @@ def _numbered(number: int, pieces: list[bytes]) -> Iterator[Line]:
     # Nearly every block has neither blank lines nor CR: what they cost is paid where they are.
     if any(map(_ENDS_IN_CR, pieces)):
         pieces = [piece.removesuffix(b"\r") for piece in pieces]
-    lines = map(_line, zip(count(number), pieces))  # noqa: B905 (count has no end)
+    lines = map(_line, zip(count(number), pieces))
     if b"" in pieces or any(map(bytes.isspace, pieces)):
         return (line for line in lines if line.content and not line.content.isspace())
     return lines

@@ -1,0 +1,60 @@
+"""A file of records: what its name says that it holds, and its rows."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from data.read.blocks import text_blocks
+from data.read.documents import json_records, line_records
+from data.read.lines import Broken, Line, UnreadableError
+from data.read.tables import csv_records, parquet_records
+
+_PACKED = (".gz", ".zst")
+_TEXTS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
+KNOWN = ".jsonl, .ndjson, .json, .csv, .tsv (each also with .gz or .zst behind it) and .parquet"
+
+
+def kind_of(path: Path) -> str | None:
+    """The suffix that says what a file holds, without that of its packing; None where it is not known."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in _PACKED:
+        return suffixes[-2] if len(suffixes) > 1 and suffixes[-2] in _TEXTS else None
+    return suffixes[-1] if suffixes and suffixes[-1] in (*_TEXTS, ".parquet") else None
+
+
+@dataclass(frozen=True)
+class FileInput:
+    """One file of a known kind."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """The path as it was given."""
+        return str(self.path)
+
+    @property
+    def size(self) -> int:
+        """Bytes on disk."""
+        return self.path.stat().st_size
+
+    def sha256(self) -> str:
+        """Hash of the bytes on disk."""
+        with self.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def lines(self) -> Iterator[Line | Broken]:
+        """Every record, in order; never an error, but a Broken."""
+        kind = kind_of(self.path)
+        if kind == ".parquet":
+            return parquet_records(self.path)
+        try:
+            blocks = text_blocks(self.path)
+            if kind in (".csv", ".tsv"):
+                return csv_records(blocks, "," if kind == ".csv" else "\t")
+            return json_records(blocks) if kind == ".json" else line_records(blocks)
+        except UnreadableError as error:
+            return iter([error.at(1)])

@@ -1,10 +1,11 @@
-"""TRL's own environment, made on first use: it must not share this project's pins, nor bring its own into them."""
+"""A peer's own environment, made on first use: it must not share this project's pins, nor bring its own into them."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from data.errors import UserError
@@ -28,13 +29,26 @@ def trl_python() -> Path:
     Raises:
         UserError: something cannot be installed.
     """
-    python, stamp = VENV / "bin" / "python", VENV / "installed.txt"
-    wanted = "\n".join((*TORCH, *OTHERS, sys.version))
+    return environment(VENV, (TORCH, (*TORCH, *OTHERS)), "about a minute, 1.6 GB")
+
+
+def environment(venv: Path, installs: Sequence[Sequence[str]], cost: str) -> Path:
+    """The Python of a peer's own environment, made on first use.
+
+    Args:
+        installs: arguments of each `pip install`, in turn; the last names everything that makes the environment.
+        cost: what making it takes, for the user to read.
+
+    Raises:
+        UserError: something cannot be installed.
+    """
+    python, stamp = venv / "bin" / "python", venv / "installed.txt"
+    wanted = "\n".join((*installs[-1], sys.version))
     if not (stamp.is_file() and stamp.read_text() == wanted):
-        print(f"making {VENV} (about a minute, 1.6 GB) ...", flush=True)
-        _run([sys.executable, "-m", "venv", "--clear", str(VENV)])
-        for packages in (TORCH, (*TORCH, *OTHERS)):
-            _run([str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *packages])
+        print(f"making {venv} ({cost}) ...", flush=True)
+        _run([sys.executable, "-m", "venv", "--clear", str(venv)])
+        for arguments in installs:
+            _run([str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *arguments])
         stamp.write_text(wanted)
     return python
 
@@ -43,7 +57,7 @@ def _run(command: list[str]) -> None:
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
         reason = "\n".join(result.stderr.strip().splitlines()[-3:]) or f"exit code {result.returncode}"
-        raise UserError(" ".join(command[:5]), reason, "check the network and the free space, or give --trl-python")
+        raise UserError(" ".join(command[:5]), reason, "check the network and the free space")
 
 
 def cores() -> int:

@@ -138,14 +138,15 @@ def surroundings(runs: dict[str, list[Measured]]) -> dict[str, Any]:
     ours, trl = runs["ours-one-record"][0], runs["trl-one-record"][0]
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "cpu": _cpu_model(),
+        "cpu": cpu_model(),
         "device": ours.device,
         "threads": ours.threads,
         "versions": {"ours": ours.versions, "trl": trl.versions},
     }
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
+    """The processor, in words."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -89,7 +89,7 @@ def choose(records: Iterable[dict[str, Any] | None], looked_at: int = 100) -> Ch
 def _shape(record: dict[str, Any] | None) -> tuple[Format, str]:
     """A record's format and keys in words; "auto" where there is none to be told."""
     if record is None:
-        return "auto", "no JSON object"
+        return "auto", "no JSON object that can be read"
     try:
         return _tell(record)
     except UnusableError:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import reprlib
+from collections.abc import Iterator
 from typing import Any
 
 from data.conversation import UnusableError
@@ -10,6 +12,11 @@ from data.conversation import UnusableError
 _SHORTENED = reprlib.Repr()
 _SHORTENED.maxlevel, _SHORTENED.maxlist, _SHORTENED.maxdict, _SHORTENED.maxstring = 3, 4, 4, 40
 _AS_JSON = {None: "null", True: "true", False: "false"}
+# The keys whose texts end up in a conversation.
+_READ = ("instruction", "input", "context", "response", "output", "system", "system_prompt", "category", "source")
+_READ += ("conversations", "messages", "prompt", "completion", "text")
+_ODD = re.compile("[\0\ud800-\udfff]")
+_WHOLE = "whole Unicode characters, and no \\u0000"
 _LONG_NUMBER = 200  # bits; beyond some thousand digits Python refuses to write an int
 
 
@@ -116,14 +123,27 @@ def is_whole(text: str) -> bool:
     return True
 
 
-def refuse_odd_characters(field: str, text: str) -> None:
-    """Name the first character for which a text is not whole.
+def refuse_odd_characters(record: dict[str, Any]) -> None:
+    """Name the first text of a record that is not whole; for a record in which one was found.
 
     Raises:
-        UnusableError: there is one.
+        UnusableError: always.
     """
-    for index, character in enumerate(text):
-        if not is_whole(character):
-            what = "a NUL character" if character == "\0" else "half of a surrogate pair"
-            found = f"{what} in `{field}` (at character {index + 1})"
-            raise UnusableError(found, "whole Unicode text without \\u0000", field)
+    for field, text in _texts({key: record[key] for key in _READ if key in record}):
+        odd = _ODD.search(text)
+        if odd:
+            what = "a NUL character" if odd.group() == "\0" else "half of a surrogate pair"
+            raise UnusableError(f"{what} in `{field}` (at character {odd.start() + 1})", _WHOLE, field)
+    raise UnusableError("a NUL character or half of a surrogate pair", _WHOLE)
+
+
+def _texts(value: Any, where: str = "", depth: int = 5) -> Iterator[tuple[str, str]]:
+    """All texts within a value, each with its place. No shape has any deeper than `depth`."""
+    if isinstance(value, str):
+        yield where, value
+    elif isinstance(value, list) and depth:
+        for index, inner in enumerate(value):
+            yield from _texts(inner, f"{where}[{index}]", depth - 1)
+    elif isinstance(value, dict) and depth:
+        for key, inner in value.items():
+            yield from _texts(inner, f"{where}.{named(key)}" if where else named(key), depth - 1)

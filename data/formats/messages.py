@@ -86,9 +86,7 @@ def _role(message: dict[str, Any], where: str) -> str:
 
 def _one_that_is_there(message: dict[str, Any], key: str, alias: str) -> str:
     """Tables fill the columns that a message does not have with null."""
-    if message.get(key) is None and (message.get(alias) is not None or key not in message and alias in message):
-        return alias
-    return key
+    return alias if message.get(key) is None and alias in message else key
 
 
 def _content(value: Any, where: str) -> str:

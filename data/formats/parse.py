@@ -38,22 +38,11 @@ def parse_record(record: dict[str, Any], format: Format = "auto", origin: str = 
     """
     kind, system, turns = _READERS[detect(record) if format == "auto" else format](record)
     category, source = category_of(record), source_of(record)
-    _refuse_odd(system, turns, category, source)
+    texts = [text for turn in turns for text in (turn.prompt, turn.response)]
+    if not is_whole("".join([system or "", category, source, *texts])):
+        refuse_odd_characters(record)
     key = content_key(kind, system, turns)
     return Conversation(key, category, system, turns, origin, kind, source)
-
-
-def _refuse_odd(system: str | None, turns: tuple[Turn, ...], category: str, source: str) -> None:
-    whole = "".join(
-        [system or "", category, source, *(text for turn in turns for text in (turn.prompt, turn.response))]
-    )
-    if is_whole(whole):
-        return
-    texts = {"system": system, "category": category, "source": source}
-    for index, turn in enumerate(turns):
-        texts |= {f"turn {index + 1}: prompt": turn.prompt, f"turn {index + 1}: response": turn.response}
-    for field, text in texts.items():
-        refuse_odd_characters(field, text or "")
 
 
 def _airoboros(record: dict[str, Any]) -> _Said:

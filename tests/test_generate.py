@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import LlamaForCausalLM
 
-from data.records import Turn
+from data.conversation import Turn
 from data.render import PROMPT_FORMATS
 from data.tokens import Encoder
 from evals.generate import Sampling, decoded, stream_reply, until_stop

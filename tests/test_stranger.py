@@ -10,8 +10,8 @@ from conftest import ROOT
 from test_structure import ORDER, imported_packages
 from transformers import PreTrainedTokenizerFast
 
+from data.conversation import Conversation, Turn
 from data.errors import UserError
-from data.records import Conversation, Turn
 from data.render import PROMPT_FORMATS
 from data.tokens import Encoder
 from export.proof.stranger import Expected, judged, training_prompt

@@ -133,11 +133,7 @@ def why_not_sentencepiece(model_file: Path) -> str:
     content = model_file.read_bytes()
     if _is_tiktoken(content):
         return f"{model_file.name} holds tiktoken ranks (a Llama-3 tokenizer), not a SentencePiece model"
-    try:
-        sentencepiece.SentencePieceProcessor(model_proto=content)
-    except RuntimeError:
-        return f"{model_file.name} is not a SentencePiece model"
-    return ""
+    return "" if _is_sentencepiece(content) else f"{model_file.name} is not a SentencePiece model"
 
 
 def sample(texts: Sequence[str]) -> list[str]:
@@ -162,6 +158,13 @@ def _is_tiktoken(content: bytes) -> bool:
     try:
         return bool(base64.b64decode(token, validate=True)) and rank.isdigit()
     except binascii.Error:
+        return False
+
+
+def _is_sentencepiece(content: bytes) -> bool:
+    try:
+        return bool(content) and bool(sentencepiece.SentencePieceProcessor(model_proto=content))
+    except RuntimeError:
         return False
 
 

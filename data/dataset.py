@@ -1,275 +1,182 @@
-"""The composition: sources -> conversations -> documents -> packed rows, memory-mapped, with an accounting.
+"""The composition: sources -> a prepared table -> the documents of an epoch -> packed rows, with an accounting.
 
-Everything here is a function of its arguments: the rows of an epoch depend on the records, the recipe and the epoch
-number, and are cached on disk under a hash of just these.
+Everything here is a function of its arguments: the rows of an epoch depend on the records, the spec and the epoch
+number; what is costly of them is cached on disk under a hash of just these (data/prepare/cache.py).
 """
 
 from __future__ import annotations
 
-import hashlib
-import random
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import datasets
+import numpy as np
 
+from data.accounting import account, notes
 from data.errors import UserError
-from data.pack import pack
-from data.positions import WindowMix, piece_lengths, skipping
-from data.records import Conversation, Format, Rejection, read_jsonl
-from data.render import PromptFormat, Span, draws, is_random, render, separators
-from data.report import Report, SourceReport
+from data.pack import Packing, RowIndex, arrange
+from data.positions import skipping
+from data.prepare.cache import Prepared, Sources, prepare
+from data.prepare.make import Say, SourceCount
+from data.prepare.recipe import Recipe, Source
+from data.render import draws
+from data.report import Report
 from data.rows import Positions, Rows
-from data.tokens import NOTHING, Encoder, Example, TooLong, chunks, fit
-
-# Part of every cache key: raise it when the same input would give other rows.
-RENDERER_VERSION = 1
-
-_FEATURES = datasets.Features(
-    {
-        "ids": datasets.Sequence(datasets.Value("int32")),
-        "trained": datasets.Sequence(datasets.Value("bool")),
-        "origin": datasets.Value("string"),
-        "category": datasets.Value("string"),
-        "outcome": datasets.Value("string"),
-        "separators": datasets.Value("string"),
-        "tokens": datasets.Value("int32"),
-        "trained_tokens": datasets.Value("int32"),
-    }
-)
+from data.selection import LEFT_OUT_TOO_LONG, LEFT_OUT_UNTRAINED, Chosen, Selection, choose_documents
+from data.tokens import Encoder
 
 
 @dataclass(frozen=True)
-class Source:
-    """One file of records."""
-
-    path: Path
-    format: Format = "auto"
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How conversations become rows.
+class DataSpec:
+    """All that decides the rows of a run.
 
     Attributes:
-        max_length: capacity of a row, in tokens, and the limit of a document.
-        window_mix: a share of plain text that is cut shorter than a row.
         pose_length: positions of training documents skip ahead, up to this window (data/positions.py).
-        validation_fraction: share of the records held out, chosen by a hash of their content.
+        max_rejected: share of records that may be unusable.
+        drop_untrained: leave out records without a trained token, instead of stopping.
     """
 
-    format_name: str
-    prompt_format: PromptFormat
-    max_length: int
-    too_long: TooLong = "truncate"
-    packing: bool = True
-    validation_fraction: float = 0.0
-    seed: int = 0
-    window_mix: WindowMix | None = None
+    sources: tuple[Source, ...]
+    recipe: Recipe
+    selection: Selection = Selection()
+    packing: Packing = "best_fit"
     pose_length: int | None = None
-
-    @property
-    def drawn_anew(self) -> bool:
-        """Whether two epochs tokenize differently."""
-        return is_random(self.prompt_format) or self.window_mix is not None
+    max_rejected: float = 0.0
+    drop_untrained: bool = False
 
 
-@dataclass(frozen=True)
-class Corpus:
-    """All usable records of the sources, with what was read and refused."""
+class Dataset:
+    """The rows of every epoch, prepared when first asked for.
 
-    conversations: tuple[Conversation, ...]
-    sources: tuple[SourceReport, ...]
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of the sources' content, in order."""
-        return hashlib.sha256("".join(source.sha256 for source in self.sources).encode()).hexdigest()
-
-
-def read_corpus(sources: Sequence[Source], max_rejected: float = 0.0) -> Corpus:
-    """Read every record of every source.
+    Args:
+        cache: a directory for prepared tables.
+        say: told when something takes long, and why.
 
     Raises:
-        UserError: a file cannot be read, more than the share `max_rejected` of the records is unusable, or none is.
+        UserError: a source cannot be read.
     """
-    conversations: list[Conversation] = []
-    reports: list[SourceReport] = []
-    for source in sources:
-        report = SourceReport(str(source.path), "")
-        for record in read_jsonl(source.path, source.format):
-            report.read += 1
-            if isinstance(record, Rejection):
-                report.rejected.append(record)
-            else:
-                conversations.append(record)
-        report.sha256 = hashlib.sha256(source.path.read_bytes()).hexdigest()
-        reports.append(report)
-    _refuse_bad(reports, max_rejected)
-    return Corpus(tuple(conversations), tuple(reports))
 
-
-def _refuse_bad(reports: Sequence[SourceReport], max_rejected: float, shown: int = 10) -> None:
-    read = sum(report.read for report in reports)
-    rejected = [rejection for report in reports for rejection in report.rejected]
-    names = ", ".join(report.path for report in reports)
-    if not read:
-        raise UserError(names, "no records", "put one airoboros record a line into it (data/sample/ shows the format)")
-    if len(rejected) > max_rejected * read or len(rejected) == read:
-        listed = "".join(f"\n     {rejection}" for rejection in rejected[:shown])
-        more = f"\n     ... and {len(rejected) - shown} more" if len(rejected) > shown else ""
-        share = len(rejected) / read
-        todo = f"mend them, or leave them out with data.max_rejected={share + 0.0005:.3f}"
-        if len(rejected) == read:
-            todo = "write one JSON object a line, in one of the shapes of docs/data.md (data/sample/ shows them)"
-        raise UserError(names, f"{len(rejected)} of {read} records cannot be used:{listed}{more}", todo)
-
-
-def held_out(conversation: Conversation, recipe: Recipe) -> bool:
-    """Whether a record is for validation: by its content, so equal records never straddle and new ones move none."""
-    if not recipe.validation_fraction:
-        return False
-    return draws(recipe.seed, -1, conversation.key)() < recipe.validation_fraction
-
-
-def training_rows(corpus: Corpus, encoder: Encoder, recipe: Recipe, epoch: int, cache: Path) -> tuple[Rows, Report]:
-    """The rows of one epoch, in that epoch's order, and the accounting of it.
-
-    Raises:
-        UserError: no record leaves anything to train.
-    """
-    chosen = [c for c in corpus.conversations if not held_out(c, recipe)]
-    records = _tokenized(corpus, chosen, encoder, recipe, epoch, cache)
-    rows = _pack(records, recipe, epoch, _pose(recipe, epoch))
-    report = _report(corpus, records, recipe, len(rows))
-    if not len(rows):
-        names = ", ".join(source.path for source in corpus.sources)
-        found = f"no record has a trained token within {recipe.max_length} tokens ({report.total().too_long} too long)"
-        raise UserError(names, found, "raise model.max_length, or lower data.validation_fraction")
-    return rows, report
-
-
-def _pose(recipe: Recipe, epoch: int) -> Positions | None:
-    reach = recipe.pose_length
-    if reach is None:
-        return None
-    return lambda index, length: skipping(length, reach, draws(recipe.seed, epoch, f"positions/{index}"))
-
-
-class Epochs:
-    """The rows of every epoch, made when first asked for; the accounting is that of epoch 0."""
-
-    def __init__(self, corpus: Corpus, encoder: Encoder, recipe: Recipe, cache: Path) -> None:
-        self._make = lambda epoch: training_rows(corpus, encoder, recipe, epoch, cache)
-        self._sizes: dict[int, int] = {}
+    def __init__(self, spec: DataSpec, encoder: Encoder, cache: Path, say: Say = lambda line: None) -> None:
+        self.spec = spec
+        self.sources = Sources.of(spec.sources)
+        self._encoder, self._cache, self._say = encoder, cache, say
+        self._tables: dict[int, Prepared] = {}
         self._newest: tuple[int, Rows] | None = None
-        self.report = self._load(0)
+        self._sizes: dict[int, int] = {}
 
     def __getitem__(self, epoch: int) -> Rows:
+        """The training rows of an epoch, in its order.
+
+        Raises:
+            UserError: too many records cannot be used, or none leaves anything to train.
+        """
         if self._newest is None or self._newest[0] != epoch:
-            self._load(epoch)
-        assert self._newest is not None
+            prepared = self._prepared(epoch)
+            rows = self._rows(prepared, self._chosen(prepared, epoch), epoch)
+            self._newest, self._sizes[epoch] = (epoch, rows), len(rows)
         return self._newest[1]
 
     def size(self, epoch: int) -> int:
         """Number of rows of an epoch."""
+        if not (self.spec.recipe.drawn_anew or self.spec.selection.resample):
+            epoch = 0  # other epochs only have another order
         return self._sizes[epoch] if epoch in self._sizes else len(self[epoch])
 
-    def _load(self, epoch: int) -> Report:
-        rows, report = self._make(epoch)
-        self._newest, self._sizes[epoch] = (epoch, rows), len(rows)
+    def validation(self) -> Rows:
+        """The held-out rows, the same for every epoch. May be empty."""
+        prepared = self._prepared(0)
+        index = self._arranged(prepared, self._chosen(prepared, 0).validation, "validation")
+        return Rows(prepared.documents, index)
+
+    def report(self, window: int | None = None) -> Report:
+        """The accounting of epoch 0; `window` is the base model's original window, where it is known."""
+        prepared, recipe, packing = self._prepared(0), self.spec.recipe, self.spec.packing
+        chosen = self._chosen(prepared, 0)
+        report = account(prepared, chosen, recipe, packing, self.size(0), window)
+        selection, takes_system = self.spec.selection, recipe.prompt_format.takes_system
+        report.notes += notes(report, selection.validation_fraction, takes_system)
         return report
 
+    def _prepared(self, epoch: int) -> Prepared:
+        """The table of an epoch; the same one for all where nothing is drawn anew."""
+        recipe = self.spec.recipe
+        epoch = epoch if recipe.drawn_anew else 0
+        if epoch not in self._tables:
+            prepared = prepare(self.sources, recipe, epoch, self._encoder, self._cache, self._say)
+            refuse_rejected(prepared, self.spec.max_rejected)
+            self._tables[epoch] = prepared
+        return self._tables[epoch]
 
-def validation_rows(corpus: Corpus, encoder: Encoder, recipe: Recipe, cache: Path) -> Rows:
-    """The held-out rows, the same for every epoch. May be empty."""
-    chosen = [c for c in corpus.conversations if held_out(c, recipe)]
-    return _pack(_tokenized(corpus, chosen, encoder, recipe, 0, cache), recipe, 0)
+    def _chosen(self, prepared: Prepared, epoch: int) -> Chosen:
+        chosen = choose_documents(prepared.documents, self.spec.sources, self.spec.selection, epoch)
+        if self.spec.recipe.on_too_long == "error":
+            todo = "raise model.max_length, or let data.on_too_long split, truncate or drop them"
+            self._refuse(prepared, chosen, LEFT_OUT_TOO_LONG, "longer than model.max_length", todo)
+        if not self.spec.drop_untrained:
+            todo = "raise model.max_length, or leave them out with data.on_untrained=drop"
+            self._refuse(prepared, chosen, LEFT_OUT_UNTRAINED, "without a token to train within model.max_length", todo)
+        return chosen
+
+    def _refuse(self, prepared: Prepared, chosen: Chosen, fate: int, what: str, todo: str) -> None:
+        bad = np.flatnonzero(chosen.fate == fate)
+        if not len(bad):
+            return
+        documents = np.searchsorted(chosen.record, bad[:SHOWN])
+        listed = "".join(
+            f"\n     {prepared.documents.origin(int(one))}: {int(prepared.documents.column('whole')[one]):,} tokens"
+            for one in documents
+        )
+        more = f"\n     ... and {len(bad) - SHOWN:,} more" if len(bad) > SHOWN else ""
+        limit = self.spec.recipe.max_length
+        found = f"{len(bad):,} of {len(chosen.fate):,} records are {what} ({limit:,}):{listed}{more}"
+        raise UserError(_names(prepared.sources), found, todo)
+
+    def _rows(self, prepared: Prepared, chosen: Chosen, epoch: int) -> Rows:
+        if not len(chosen.training):
+            found = "no record is left to train on"
+            todo = "look at the accounting (python -m scripts.prepare CONFIG): filters, weights, validation_fraction"
+            raise UserError(_names(prepared.sources), found, todo)
+        index = self._arranged(prepared, chosen.training, str(epoch))
+        return Rows(prepared.documents, index, self._positions(epoch))
+
+    def _arranged(self, prepared: Prepared, documents: np.ndarray, part: str) -> RowIndex:
+        spec = self.spec
+        lengths = prepared.documents.tokens[documents]
+        purpose = f"{spec.selection.seed}/{part}"
+        return arrange(documents, lengths, spec.recipe.max_length, spec.packing, purpose)
+
+    def _positions(self, epoch: int) -> Positions | None:
+        reach, seed = self.spec.pose_length, self.spec.selection.seed
+        if reach is None:
+            return None
+        return lambda index, length: skipping(length, reach, draws(seed, epoch, f"positions/{index}"))
 
 
-def _tokenized(
-    corpus: Corpus, chosen: Sequence[Conversation], encoder: Encoder, recipe: Recipe, epoch: int, cache: Path
-) -> datasets.Dataset:
-    """One Arrow row per document (and one, without ids, per record that is too long), memory-mapped and cached."""
-    epoch_if_random = epoch if recipe.drawn_anew else None
-    identity = (RENDERER_VERSION, _FEATURES, corpus.fingerprint, encoder.fingerprint, asdict(recipe), epoch_if_random)
-    order = hashlib.sha256("".join(c.key for c in chosen).encode()).hexdigest()
-    key = hashlib.sha256(repr((identity, order)).encode()).hexdigest()[:16]
-
-    def generate() -> Iterator[dict[str, Any]]:
-        for conversation in chosen:
-            yield from _documents(conversation, encoder, recipe, epoch)
-
-    if not chosen:  # from_generator does not take nothing
-        return datasets.Dataset.from_dict({name: [] for name in _FEATURES}, features=_FEATURES).with_format("numpy")
-    table = datasets.Dataset.from_generator(generate, features=_FEATURES, cache_dir=str(cache), fingerprint=key)
-    assert isinstance(table, datasets.Dataset)
-    return table.with_format("numpy")
+SHOWN = 10  # places that a message lists
 
 
-def _documents(conversation: Conversation, encoder: Encoder, recipe: Recipe, epoch: int) -> Iterator[dict[str, Any]]:
-    spans = render(conversation, recipe.prompt_format, draws(recipe.seed, epoch, conversation.key))
-    whole = encoder.encode(spans)
-    if conversation.kind == "text":
-        lengths = piece_lengths(recipe.max_length, recipe.window_mix, draws(recipe.seed, epoch, conversation.key))
-        for index, piece in enumerate(chunks(whole, lengths)):
-            yield _record(conversation, spans, piece, "continued" if index else "kept")
+def refuse_rejected(prepared: Prepared, max_rejected: float) -> None:
+    """Stop where more than the share `max_rejected` of the records is unusable, or none is usable.
+
+    Raises:
+        UserError: with the first of them, and the file that lists all.
+    """
+    sources = prepared.sources
+    read, rejected = sum(one.read for one in sources), sum(one.rejected for one in sources)
+    if not read:
+        todo = "put one record a line into it (data/sample/ shows the format)"
+        raise UserError(_names(sources), "no records", todo)
+    if rejected <= max_rejected * read and rejected < read:
         return
-    document = fit(whole, recipe.max_length, recipe.too_long)
-    if document is None:
-        yield _record(conversation, spans, NOTHING, "too_long")
-    else:
-        yield _record(conversation, spans, document, "truncated" if len(document) < len(whole) else "kept")
+    first = [line for one in sources for line in one.first_rejected][:SHOWN]
+    listed = "".join(f"\n     {line}" for line in first)
+    more = f"\n     ... and {rejected - SHOWN:,} more" if rejected > SHOWN else ""
+    todo = f"mend them, or leave them out with data.max_rejected={rejected / read + 0.0005:.3f}"
+    if rejected == read:
+        todo = "write records in one of the shapes of docs/data.md (data/sample/ shows two)"
+    found = f"{rejected:,} of {read:,} records cannot be used:{listed}{more}"
+    raise UserError(_names(sources), found, f"{todo}\n     all are listed in {prepared.rejected}")
 
 
-def _record(conversation: Conversation, spans: tuple[Span, ...], document: Example, outcome: str) -> dict[str, Any]:
-    return {
-        "ids": document.ids,
-        "trained": document.trained,
-        "origin": conversation.origin,
-        "category": conversation.category,
-        "outcome": outcome,
-        "separators": separators(spans),
-        "tokens": len(document),
-        "trained_tokens": int(document.trained.sum()),
-    }
-
-
-def _pack(records: datasets.Dataset, recipe: Recipe, epoch: int, positions: Positions | None = None) -> Rows:
-    lengths = [int(length) for length in records["tokens"]]
-    usable = [index for index, length in enumerate(lengths) if length]
-    random.Random(f"{recipe.seed}/{epoch}/documents").shuffle(usable)  # decides between documents of equal length
-    if recipe.packing:
-        packed = pack([lengths[index] for index in usable], recipe.max_length)
-        rows = [[usable[item] for item in row] for row in packed]
-    else:
-        rows = [[index] for index in usable]
-    random.Random(f"{recipe.seed}/{epoch}/rows").shuffle(rows)
-    return Rows(records, rows, positions)
-
-
-def _report(corpus: Corpus, records: datasets.Dataset, recipe: Recipe, rows: int) -> Report:
-    report = Report(list(corpus.sources), recipe.format_name, recipe.max_length, rows=rows)
-    for conversation in corpus.conversations:
-        report.category(conversation.category).held_out += held_out(conversation, recipe)
-    counted = records.with_format(None).select_columns(
-        ["category", "outcome", "separators", "tokens", "trained_tokens"]
-    )
-    for record in counted:
-        report.add(**dict(record))
-    report.notes += _notes(corpus, report, recipe)
-    return report
-
-
-def _notes(corpus: Corpus, report: Report, recipe: Recipe) -> Iterator[str]:
-    """What a user would want to know, and would not see in the numbers."""
-    if recipe.validation_fraction and not report.total().held_out:
-        yield "no record is held out: there are too few for this data.validation_fraction"
-    labelled = sum("USER:" in turn.response for c in corpus.conversations if c.kind == "chat" for turn in c.turns)
-    if labelled:
-        yield f"{labelled} responses contain `USER:` as text: turns are split at `</s> USER:` only"
-    unused = sum(bool(c.system) for c in corpus.conversations)
-    if unused and not recipe.prompt_format.takes_system:
-        yield f"{recipe.format_name} has no place for the {unused} system prompts: they are left out"
+def _names(sources: Sequence[SourceCount]) -> str:
+    return ", ".join(source.path for source in sources)

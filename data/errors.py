@@ -22,6 +22,10 @@ class UserError(Exception):
         super().__init__(f"{where}: {found}\n  -> {todo}")
         self.where, self.found, self.todo = where, found, todo
 
+    def __reduce__(self) -> tuple[type[UserError], tuple[str, str, str]]:
+        """It comes back from worker processes."""
+        return type(self), (self.where, self.found, self.todo)
+
 
 def disk_error(error: Exception) -> UserError | None:
     """The message for a failed write that only the user can mend; None for any other error."""

@@ -1,13 +1,14 @@
-"""The packed rows of one epoch, memory-mapped: documents in an Arrow file, rows as lists of their numbers."""
+"""The packed rows of one epoch: documents in a memory-mapped table, rows as lists of their numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-import datasets
 import numpy as np
 
-from data.pack import Batch, collate
+from data.batch import Batch, collate
+from data.pack import RowIndex
+from data.prepare.table import Documents
 from data.tokens import Example
 
 # The positions of a document, from its number and its length.
@@ -17,15 +18,15 @@ Positions = Callable[[int, int], np.ndarray]
 class Rows:
     """Rows of documents, as batches or one by one."""
 
-    def __init__(self, documents: datasets.Dataset, rows: list[list[int]], positions: Positions | None = None) -> None:
-        self._documents, self._rows, self._positions = documents, rows, positions
+    def __init__(self, documents: Documents, index: RowIndex, positions: Positions | None = None) -> None:
+        self._documents, self._index, self._positions = documents, index, positions
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._index)
 
     def batch(self, rows: Sequence[int]) -> Batch:
         """The given rows, end to end, as one Batch."""
-        chosen = [index for row in rows for index in self._rows[row]]
+        chosen = self._numbers(rows)
         documents = [self.document(index) for index in chosen]
         if self._positions is None:
             return collate(documents)
@@ -33,13 +34,15 @@ class Rows:
 
     def documents(self) -> Iterator[Example]:
         """Every document, row by row."""
-        return (self.document(index) for row in self._rows for index in row)
+        return (self.document(int(index)) for index in self._index.documents)
 
     def origins(self, rows: Sequence[int]) -> list[str]:
         """Where the documents of the given rows were read from, as `file:line`."""
-        return [str(self._documents[index]["origin"]) for row in rows for index in self._rows[row]]
+        return [self._documents.origin(index) for index in self._numbers(rows)]
 
     def document(self, index: int) -> Example:
         """One document."""
-        record = self._documents[index]
-        return Example(record["ids"], record["trained"].astype(bool))
+        return self._documents.example(index)
+
+    def _numbers(self, rows: Sequence[int]) -> list[int]:
+        return [int(index) for row in rows for index in self._index[row]]

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from transformers import AttentionInterface, LlamaForCausalLM
 
 from data.errors import UserError
-from data.pack import Batch
+from data.batch import Batch
 from train.attention import NAME, check_isolation, inputs, packed_sdpa
 
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from transformers import LlamaForCausalLM
 
 import train.loss
-from data.pack import Batch, collate
+from data.batch import Batch, collate
 from data.tokens import Example
 from train.attention import NAME
 from train.loss import token_loss_sum

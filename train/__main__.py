@@ -44,7 +44,7 @@ def show(config: Config) -> None:
         if stage is not config:
             board.say(f"stage {stage.run_dir.name}:")
         for source in stage.data.sources:
-            if not source.path.is_file():
+            if not (is_hub_name(source.path) or exists(source.path)):
                 board.warn(f"{source.path}: no such file yet")
         try:
             model_config, spec = check_positions(stage, offline=True)

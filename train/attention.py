@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from transformers import AttentionInterface, PreTrainedModel
 
 from data.errors import UserError
-from data.pack import Batch
+from data.batch import Batch
 
 NAME = "packed_sdpa"
 

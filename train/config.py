@@ -11,6 +11,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
+from data.formats.detect import Format
+from data.pack import Packing
+from data.prepare.recipe import OnTooLong
 from data.render import PROMPT_FORMATS
 from train.quantize_settings import Quantize
 from train.rope_settings import RopeScaling
@@ -74,33 +77,55 @@ class Lora(Section):
 
 
 class DataSource(Section):
-    """One file of records."""
+    """Where records come from."""
 
-    path: Path
-    """A .jsonl file."""
-    format: Literal["auto", "airoboros", "airoboros_chat", "text"] = "auto"
-    """`auto` goes by each record's keys."""
+    path: str
+    """A file (.jsonl, .json, .parquet, .csv, also .gz and .zst), a directory, a glob, or a dataset's name on the hub."""
+    format: Format = "auto"
+    """`auto` goes by each record's keys; the first records decide what is announced."""
+    weight: Positive = 1.0
+    """How often each record is in an epoch: 2 repeats all, 0.5 takes a half that is drawn by their content."""
+    max_samples: PositiveInt | None = None
+    """At most so many records of it in an epoch, drawn by their content."""
+    subset: str | None = None
+    """Subset of a dataset on the hub."""
+    split: str = "train"
+    """Split of a dataset on the hub."""
+    revision: str | None = None
+    """Branch, tag or commit of a dataset on the hub."""
 
 
 class Data(Section):
     """The records and how they are written out."""
 
     sources: Annotated[tuple[DataSource, ...], Field(min_length=1)]
-    """Files of records: a list of paths, or of {path, format}."""
+    """Where records come from: a list of paths, or of {path, format, weight, max_samples, subset, split, revision}."""
+    include_categories: tuple[str, ...] = ()
+    """Train on these categories only; empty: on all."""
+    exclude_categories: tuple[str, ...] = ()
+    """Leave these categories out."""
+    include_sources: tuple[str, ...] = ()
+    """Use these sources only, by path, file name, or what the records' own `source` says; empty: all."""
+    resample: bool = False
+    """Draw anew each epoch which records a weight or max_samples takes."""
     prompt_format: str = "airoboros-2.2"
-    """A published prompt format: airoboros-1.x, airoboros-2.1, airoboros-2.1-september or airoboros-2.2."""
+    """How conversations are written: airoboros-1.x, airoboros-2.1, airoboros-2.1-september, airoboros-2.2, vicuna_v1.1, llama-2, or tokenizer (the tokenizer's own chat template)."""
     system_prompt: str | None = None
     """System prompt of records without one; null: the format's own."""
     space_probability: Probability | None = None
     """How often a separator is a space and not a newline; null: the format's own."""
     separator_draw: Literal["independent", "shared"] | None = None
     """Draw each separator on its own, or once for the record; null: the format's own."""
-    too_long: Literal["truncate", "drop"] = "truncate"
-    """Records over model.max_length: cut the end of the response, or leave the record out."""
-    packing: bool = True
-    """Several records in a row; they do not see each other."""
+    on_too_long: OnTooLong = "split"
+    """Records over model.max_length: split conversations between turns (and cut what is still too long), truncate the response, drop the record, or stop with an error."""
+    on_untrained: Literal["error", "drop"] = "error"
+    """Records without a token to train, such as a prompt that fills model.max_length: stop, or leave them out."""
+    packing: Packing = "best_fit"
+    """Several records in a row, which do not see each other (best_fit); or one a row, in random order (none) or with rows of like length together (length_grouped)."""
     validation_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.02
     """Share of the records held out, chosen by a hash of their content."""
+    validation_stratified: bool = False
+    """Hold out this share of every category, as exactly as whole records allow."""
     short_length: PositiveInt | None = None
     """Mixed windows: a share of plain text is cut to this length (the original window), to spare short contexts."""
     short_share: Probability = 0.0
@@ -109,6 +134,8 @@ class Data(Section):
     """PoSE: positions of training documents skip ahead, up to this window, to teach long ones with short rows."""
     max_rejected: Probability = 0.0
     """Share of unusable records that is tolerated; above it the run does not start."""
+    cache_dir: Path | None = None
+    """Where tokenized records are kept, for several runs on the same data; null: in the run's own directory."""
 
     @field_validator("sources", mode="before")
     @classmethod
@@ -116,6 +143,16 @@ class Data(Section):
         if isinstance(value, str):
             value = [value]
         return [{"path": v} if isinstance(v, str) else v for v in value] if isinstance(value, list) else value
+
+    @field_validator("packing", mode="before")
+    @classmethod
+    def _yes_or_no(cls, value: Any) -> Any:
+        return {True: "best_fit", False: "none"}[value] if isinstance(value, bool) else value
+
+    @field_validator("include_categories", "exclude_categories", "include_sources", mode="before")
+    @classmethod
+    def _one_name(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _mix_has_both(self) -> Data:

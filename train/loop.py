@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 from peft import PeftModel
 
-from data.dataset import Epochs
+from data.dataset import Dataset
 from data.errors import UserError
 from train.config import Train
 from train.loss import token_loss_sum
@@ -52,7 +52,7 @@ class Parts:
 
     model: PeftModel
     optimizer: torch.optim.Optimizer
-    epochs: Epochs
+    data: Dataset
     steps: Steps
     topology: Topology
     settings: Train
@@ -76,7 +76,7 @@ def train(parts: Parts, start: int = 0) -> Iterator[Step]:
         sums = sum_numbers(parts.accelerator, (sum(losses.values()), tokens, trained_tokens))
         if not math.isfinite(sums[0]):
             bad = [row for part, loss in losses.items() if not math.isfinite(loss) for row in part]
-            raise not_finite(step, "loss", sums[0], parts.epochs[epoch].origins(bad))
+            raise not_finite(step, "loss", sums[0], parts.data[epoch].origins(bad))
 
         sum_gradients(parts.accelerator, trainable)
         for parameter in trainable:
@@ -84,7 +84,7 @@ def train(parts: Parts, start: int = 0) -> Iterator[Step]:
                 parameter.grad.div_(sums[2])
         grad_norm = float(torch.nn.utils.clip_grad_norm_(trainable, parts.settings.max_grad_norm))
         if not math.isfinite(grad_norm):
-            raise not_finite(step, "gradient norm", grad_norm, parts.epochs[epoch].origins(rows))
+            raise not_finite(step, "gradient norm", grad_norm, parts.data[epoch].origins(rows))
 
         rate = _learning_rate(parts, step)
         for group in parts.optimizer.param_groups:
@@ -101,7 +101,7 @@ def _accumulate_gradients(
     losses: dict[tuple[int, ...], float] = {}
     tokens = trained_tokens = 0
     for number, part in parts.topology.mine(rows):
-        batch = parts.epochs[epoch].batch(part).to(parts.accelerator.device)
+        batch = parts.data[epoch].batch(part).to(parts.accelerator.device)
         torch.manual_seed(dropout_seed(parts.settings.seed, step, number))
         loss = token_loss_sum(parts.model.get_base_model(), batch)  # pyright: ignore[reportArgumentType]
         loss.backward()

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from data.pack import IGNORED, Batch
+from data.batch import IGNORED, Batch
 from train.attention import inputs
 
 CHUNK = 512  # tokens whose logits exist at the same time: 100 MB in float32 for a vocabulary of 49,152

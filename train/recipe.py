@@ -3,37 +3,54 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
-from data.dataset import Corpus, Recipe, Source, read_corpus
+from data.dataset import Dataset, DataSpec
 from data.positions import WindowMix
+from data.prepare.make import Say
+from data.prepare.recipe import Recipe, Source
 from data.render import PROMPT_FORMATS, PromptFormat
+from data.selection import Selection
+from data.tokens import Encoder
 from train.config import Config, Data
 
 
-def corpus_of(config: Config) -> Corpus:
-    """Every record of the config's sources.
+def open_data(config: Config, encoder: Encoder, run_cache: Path, say: Say = lambda line: None) -> Dataset:
+    """The rows of a config; what is prepared of them is kept in data.cache_dir, or else in the run's own cache.
 
     Raises:
-        UserError: as `read_corpus`.
+        UserError: as `Dataset`.
     """
-    return read_corpus([Source(s.path, s.format) for s in config.data.sources], config.data.max_rejected)
+    return Dataset(spec_of(config, encoder), encoder, config.data.cache_dir or run_cache, say)
 
 
-def recipe_of(config: Config) -> Recipe:
+def spec_of(config: Config, encoder: Encoder) -> DataSpec:
     """The data path's view of a config."""
-    data = config.data
+    data, seed = config.data, config.train.seed
     mix = WindowMix(data.short_length, data.short_share) if data.short_length else None
-    return Recipe(
-        data.prompt_format,
-        prompt_format_of(data),
-        config.model.max_length,
-        data.too_long,
-        data.packing,
-        data.validation_fraction,
-        config.train.seed,
-        mix,
-        data.pose_length,
+    style = prompt_format_of(data)
+    return DataSpec(
+        sources=sources_of(data),
+        recipe=Recipe(data.prompt_format, style, config.model.max_length, data.on_too_long, mix, seed),
+        selection=Selection(
+            data.validation_fraction,
+            data.validation_stratified,
+            data.include_categories,
+            data.exclude_categories,
+            data.include_sources,
+            data.resample,
+            seed,
+        ),
+        packing=data.packing,
+        pose_length=data.pose_length,
+        max_rejected=data.max_rejected,
+        drop_untrained=data.on_untrained == "drop",
     )
+
+
+def sources_of(data: Data) -> tuple[Source, ...]:
+    """Where the records come from."""
+    return tuple(Source(**dict(source)) for source in data.sources)
 
 
 def prompt_format_of(data: Data) -> PromptFormat:

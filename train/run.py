@@ -30,8 +30,13 @@ from train.files import write_whole
 from train.settings import final_config, validate
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "tokenizers", "safetensors")
+# What is written before a run begins (scripts/prepare.py).
+PREPARED = ("cache", "data.json", "data.png", "rejected.jsonl")
 # These change neither the data nor the numbers of a run, so they may differ when it is resumed.
-FREE_TO_CHANGE = ("run_dir", "report_to", "train.save_steps", "train.save_total_limit", "train.eval_steps", "quantize")
+FREE_TO_CHANGE = (
+    *("run_dir", "report_to", "train.save_steps", "train.save_total_limit", "train.eval_steps", "quantize"),
+    *("data.max_rejected", "data.cache_dir"),
+)
 
 
 @dataclass(frozen=True)
@@ -115,7 +120,7 @@ def claim(config: Config, resume: bool) -> Run:
         if started and not resume:
             todo = "pass --resume to continue it, choose another run_dir, or remove the directory"
             raise UserError(str(run.path), "this run has already made progress here", todo)
-    elif run.path.exists() and not (run.path.is_dir() and all(p.name.startswith(".") for p in run.path.iterdir())):
+    elif run.path.exists() and not (run.path.is_dir() and all(_may_be_there(p.name) for p in run.path.iterdir())):
         raise UserError(str(run.path), "exists and is not a run directory", "choose another run_dir")
     return run
 
@@ -124,7 +129,7 @@ def require_same_start(run: Run, sources: dict[str, str], rows_per_step: int) ->
     """Refuse to resume a run whose data changed, or whose steps would hold other rows.
 
     Args:
-        sources: sha256 of each data file, by path.
+        sources: sha256 of each data file, by name.
         rows_per_step: rows that all processes use in one step.
 
     Raises:
@@ -133,7 +138,7 @@ def require_same_start(run: Run, sources: dict[str, str], rows_per_step: int) ->
     data, plan = run.path / "data.json", run.path / "plan.json"
     if not (data.is_file() and plan.is_file()):
         return
-    began = {source["path"]: source["sha256"] for source in json.loads(data.read_text())["sources"]}
+    began = {file["name"]: file["sha256"] for source in json.loads(data.read_text())["sources"] for file in source["files"]}
     for path, digest in sources.items():
         if began.get(path) != digest:
             todo = "put the old file back, or start anew in another run_dir"
@@ -189,6 +194,11 @@ def _require_same(run: Run, config: Config) -> None:
         listed = "".join(f"\n     {key}: {there.get(key)!r} there, {wanted[key]!r} now" for key in differing)
         todo = "choose another run_dir, or remove the directory"
         raise UserError(str(run.path), f"holds a run with another config:{listed}", todo)
+
+
+def _may_be_there(name: str) -> bool:
+    """What `scripts.prepare` leaves in a directory that no run has claimed yet."""
+    return name.startswith(".") or name in PREPARED
 
 
 def _is_free(key: str) -> bool:

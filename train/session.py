@@ -8,8 +8,10 @@ from typing import Any
 from accelerate import Accelerator
 from peft import PeftModel
 
-from data.dataset import Epochs, validation_rows
+from data.dataset import Dataset
+from data.prepare.make import conversations
 from data.rows import Rows
+from data.tell import summary_of
 from data.tokens import Encoder
 from train import track
 from train.adapter import attach_adapter
@@ -21,10 +23,11 @@ from train.loop import Parts, Step, train
 from train.model import Base, check_positions, checkpoint_activations, load_base, load_tokenizer
 from train.optim import build_optimizer
 from train.plan import describe, estimate
-from train.recipe import corpus_of, recipe_of
+from train.recipe import open_data, sources_of
 from train.rope import RopeSpec
 from train.run import Metrics, Run, claim, record_start, require_same_start
 from train.schedule import Topology, plan_steps
+from train.tokenizer_check import check_tokenizer
 from train.validate import validation_loss
 
 
@@ -67,9 +70,10 @@ def _open(config: Config, run: Run, accelerator: Accelerator, board: Board) -> S
     """Cheap checks first: the config against the model's, the data, and only then the weights."""
     model_config, spec = check_positions(config)
     topology = _topology(config, accelerator)
-    epochs, validation = _open_data(config, run, accelerator, topology)
+    dataset = _open_data(config, run, accelerator, topology, board)
+    report = dataset.report(spec.original_max_position_embeddings)
     plan = estimate(config, model_config)
-    board.say(*epochs.report.lines(), *describe(plan, spec))
+    board.say(*summary_of(report), *describe(plan, spec))
 
     base, model = _open_model(config, accelerator, board)
     optimizer = build_optimizer([p for p in model.parameters() if p.requires_grad], config.train)
@@ -79,26 +83,37 @@ def _open(config: Config, run: Run, accelerator: Accelerator, board: Board) -> S
         board.say(f"resuming after step {start} from {checkpoint}")
 
     limits = config.train.num_train_epochs, config.train.max_steps
-    steps = plan_steps(epochs.size, topology.rows_per_step, *limits)
+    steps = plan_steps(dataset.size, topology.rows_per_step, *limits)
     if accelerator.is_main_process:
         rope = {**dataclasses.asdict(spec), "inv_freq": spec.inv_freq().tolist(), "live_error": base.rope_error}
         counts = {"steps": steps.total, "rows_per_step": topology.rows_per_step}
-        run.write_json("data.json", epochs.report.to_json())
+        run.write_json("data.json", report.to_json())
         run.write_json("plan.json", {**plan.to_json(), **counts, "rope": rope})
-    parts = Parts(model, optimizer, epochs, steps, topology, config.train, accelerator)
-    return Session(config, run, accelerator, board, parts, validation, spec, start)
+    parts = Parts(model, optimizer, dataset, steps, topology, config.train, accelerator)
+    return Session(config, run, accelerator, board, parts, dataset.validation(), spec, start)
 
 
-def _open_data(config: Config, run: Run, accelerator: Accelerator, topology: Topology) -> tuple[Epochs, Rows]:
-    """The rows to train on and the held-out ones; the main process tokenizes, the others read its cache."""
+def _open_data(
+    config: Config, run: Run, accelerator: Accelerator, topology: Topology, board: Board
+) -> Dataset:
+    """The rows to train on; one process of a machine prepares them, the others read its cache."""
     encoder = Encoder(load_tokenizer(config.model.name_or_path, config.model.revision))
-    corpus, recipe = corpus_of(config), recipe_of(config)
-    require_same_start(run, {source.path: source.sha256 for source in corpus.sources}, topology.rows_per_step)
+    dataset = open_data(config, encoder, run.cache, board.say)
+    require_same_start(run, dataset.sources.sha256, topology.rows_per_step)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         record_start(run, config, f"{accelerator.num_processes} x {accelerator.device.type}")
-    with accelerator.main_process_first():
-        return Epochs(corpus, encoder, recipe, run.cache), validation_rows(corpus, encoder, recipe, run.cache)
+        _tell_tokenizer(config, encoder, board)
+    with accelerator.main_process_first(), accelerator.local_main_process_first():
+        assert len(dataset[0])
+    return dataset
+
+
+def _tell_tokenizer(config: Config, encoder: Encoder, board: Board) -> None:
+    """A tokenizer that differs from the one that the base was trained with does harm silently."""
+    found = check_tokenizer(config.model, encoder, conversations(sources_of(config.data)))
+    if found is not None and not found.skipped:
+        (board.warn if found.differing else board.say)("\n".join(found.lines(config.model.name_or_path)))
 
 
 def _open_model(config: Config, accelerator: Accelerator, board: Board) -> tuple[Base, PeftModel]:

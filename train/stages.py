@@ -15,6 +15,7 @@ from data.errors import UserError
 from train.config import Config
 from train.console import Board
 from train.model import check_positions
+from train.recipe import sources_of
 from train.run import Run, claim, record_start
 from train.session import run_training
 from train.settings import stage_configs
@@ -52,9 +53,11 @@ def run_whole(config: Config, accelerator: Accelerator, *, resume: bool) -> None
 def _check(stage: Config) -> None:
     """What would stop a stage, found before the first one trains for days."""
     check_positions(stage)
-    for source in stage.data.sources:
-        if not source.path.is_file():
-            raise UserError(str(source.path), f"no such file (stage {stage.run_dir.name})", "give the path of a file")
+    for source in sources_of(stage.data):
+        try:
+            source.inputs()
+        except UserError as error:
+            raise UserError(error.where, f"{error.found} (stage {stage.run_dir.name})", error.todo) from None
 
 
 def _changes(sections: dict[str, dict[str, Any]]) -> str:

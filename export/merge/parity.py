@@ -11,14 +11,13 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedModel
 
-from data.dataset import training_rows, validation_rows
 from data.tokens import Encoder, Example
 from evals.divergence import Divergence, Predictions, compare, predict
 from evals.load import device_here, live_model, load_dense
 from evals.perplexity import Perplexity, sliding
 from evals.scoring import TransformersScorer
 from export.merge.source import Source
-from train.recipe import corpus_of, recipe_of
+from train.recipe import open_data
 from train.rope_check import verify
 
 CHECKED_TOKENS = 4096
@@ -50,11 +49,10 @@ class Answers:
 
 def records_to_check(source: Source) -> Questions:
     """Held-out documents (or, where none is held out, training ones), up to CHECKED_TOKENS trained tokens."""
-    encoder, cache = Encoder(source.tokenizer), source.run.cache
-    corpus, recipe = corpus_of(source.config), recipe_of(source.config)
-    rows, which = validation_rows(corpus, encoder, recipe, cache), "held-out"
+    data = open_data(source.config, Encoder(source.tokenizer), source.run.cache)
+    rows, which = data.validation(), "held-out"
     if not len(rows):
-        rows, which = training_rows(corpus, encoder, recipe, 0, cache)[0], "training"
+        rows, which = data[0], "training"
     chosen: list[Example] = []
     tokens = 0
     for document in rows.documents():

@@ -15,13 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from data.dataset import training_rows
 from data.errors import UserError
 from data.tokens import Encoder
 from evals.text import read_text
 from train.config import Config
 from train.quantize_settings import Calibration
-from train.recipe import corpus_of, recipe_of
+from train.recipe import open_data
 from train.run import Run
 
 TRAINING = "training"
@@ -81,7 +80,7 @@ def spread(ids: np.ndarray, length: int, samples: int) -> np.ndarray:
 
 def _training_ids(run: Run, config: Config, encoder: Encoder, enough: int) -> np.ndarray:
     """Documents of the first epoch end to end, in its drawn order, until there are enough tokens."""
-    rows, _report = training_rows(corpus_of(config), encoder, recipe_of(config), 0, run.cache)
+    rows = open_data(config, encoder, run.cache)[0]
     return _joined(_until((document.ids for document in rows.documents()), enough))
 
 

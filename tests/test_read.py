@@ -98,7 +98,7 @@ def test_what_is_too_long_for_memory_is_named_and_passed_over(tmp_path: Path, mo
     long = b'{"a": "' + b"x" * (3 << 20) + b'"}'
     assert numbers(read(tmp_path, "x.jsonl", b"{}\n" + long + b"\n{}\n")) == [(Line, 1), (Broken, 2), (Line, 3)]
     assert numbers(read(tmp_path, "x.jsonl", b"{}\n" + long)) == [(Line, 1), (Broken, 2)]
-    assert numbers(read(tmp_path, "x.json", b"[{}," + long * 3 + b"]")) == [(Line, 1), (Broken, 2)]
+    assert numbers(read(tmp_path, "x.json", b"[{}," + long.replace(b"x", b"xxxx") + b"]")) == [(Line, 1), (Broken, 2)]
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])

@@ -12,9 +12,9 @@ from collections.abc import Generator, Iterable
 from data.read import lines
 from data.read.lines import Broken, Line, UnreadableError
 
-_STRING = rb'"(?:[^"\\]++|\\.)*+"'
-_TO_BRACKET = re.compile(rb'(?:[^\[\]{}"]++|' + _STRING + rb")*+", re.DOTALL)
-_TO_BRACKET_OR_COMMA = re.compile(rb'(?:[^\[\]{}",]++|' + _STRING + rb")*+", re.DOTALL)
+_STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
+_TO_BRACKET = re.compile(rb'[^\[\]{}"]*+(?:' + _STRING + rb'[^\[\]{}"]*+)*+', re.DOTALL)
+_TO_BRACKET_OR_COMMA = re.compile(rb'[^\[\]{}",]*+(?:' + _STRING + rb'[^\[\]{}",]*+)*+', re.DOTALL)
 _SPACE_AND_COMMAS = re.compile(rb"[\s,]*+")
 _CLOSER = {ord("["): ord("]"), ord("{"): ord("}")}
 _QUOTE = ord('"')
@@ -66,11 +66,10 @@ class JsonText:
             end = match.end() if match else self.at + length
             length = end - self.at
             if end == len(self.buffer) or self.buffer[end] == _QUOTE:
-                if length > lines.LONGEST:
-                    return None
-                if not self.grow():
-                    return None if closers or self.at + length < len(self.buffer) else length
-                continue
+                if len(self.buffer) - self.at <= lines.LONGEST and self.grow():
+                    continue
+                cut = closers or not self.ended or self.at + length < len(self.buffer)
+                return None if cut else length
             byte = self.buffer[end]
             if byte in _CLOSER:
                 closers.append(_CLOSER[byte])
@@ -105,7 +104,7 @@ class JsonText:
         while (found := wanted.search(self.buffer, self.at + searched)) is None:
             # A beginning that is cut by the end of the buffer is found with what comes.
             searched = max(searched, len(self.buffer) - self.at - len(opening[0]) - len(self.space))
-            if not self.grow():
+            if len(self.buffer) - self.at > lines.LONGEST or not self.grow():
                 return None
         return found.start() - self.at
 

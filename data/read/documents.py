@@ -10,7 +10,7 @@ from data.read.blocks import peek
 from data.read.lines import Broken, Line, split_lines
 
 # How far a file is looked at before its kind is decided: a first line that is longer is taken for a document.
-_HEAD = 8 << 20
+_HEAD = 1 << 20
 _KEY = re.compile(rb'(?P<key>"(?:[^"\\]++|\\.)*+")\s*+:\s*+(?P<list>\[\s*+[{\]])?', re.DOTALL)
 # Keys whose list holds the records of a file. Keys of a record (`conversations`, `messages`, `items`) are not among
 # them: a record alone is an object with a list, too.

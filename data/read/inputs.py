@@ -53,15 +53,24 @@ def inputs_of(
     Raises:
         UserError: nothing is there, it may not be read, or what it holds is not known.
     """
-    place = Path(path).expanduser()
     try:
+        place = Path(path).expanduser()
         return _inputs(path, place, subset, split, revision)
-    except (OSError, ValueError) as error:
-        # A name that is too long, with a NUL in it, or on a disk that is gone.
+    except (OSError, ValueError, RuntimeError) as error:
+        # A name that is too long or of no user (`~who`), a disk that is gone, a pattern that is none.
         raise UserError(path, str(error), "give the path of a file that can be read") from None
 
 
+def is_hub_name(path: str) -> bool:
+    """Whether a name means a dataset on the hub: `owner/name`, and nothing here that it could be a slip of."""
+    place = Path(path).expanduser()
+    named = _HUB_NAME.fullmatch(path) is not None and kind_of(place) is None
+    return named and not place.exists() and not _near(place)
+
+
 def _inputs(path: str, place: Path, subset: str | None, split: str, revision: str | None) -> list[Input]:
+    if not path.strip():
+        raise UserError("data.sources", "an empty path", "give the path of a file, a directory or a pattern")
     if (subset or revision) and (place.exists() or glob.has_magic(path)):
         raise UserError(path, "a subset or a revision of files", "these are of datasets on the hub: leave them out")
     if place.is_dir():
@@ -70,7 +79,7 @@ def _inputs(path: str, place: Path, subset: str | None, split: str, revision: st
         return [_file(place)]
     if glob.has_magic(path):
         return _matching(place)
-    if _HUB_NAME.fullmatch(path) and kind_of(place) is None and not _near(place):
+    if is_hub_name(path):
         return [hub_input(path, subset, split, revision)]
     raise _nothing_there(place)
 

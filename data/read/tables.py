@@ -21,6 +21,19 @@ _BATCH = 256
 _UTF8 = "UTF-8 text"
 
 
+def _jsonable(value: Any) -> Any:
+    """What JSON has no word for: dates as ISO 8601, bytes as the text they hold, the rest as Python prints it."""
+    if isinstance(value, bytes):
+        return value.decode()
+    if isinstance(value, (date, datetime, time)):
+        return value.isoformat()
+    return str(value)
+
+
+# One encoder for all rows: json.dumps would make one for each.
+_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=_jsonable).encode
+
+
 def csv_records(blocks: Iterable[bytes], delimiter: str) -> Iterator[Line | Broken]:
     """The rows under a header; an empty cell is null. A row has the number of the line that it begins on.
 
@@ -58,7 +71,7 @@ def _csv_row(number: int, header: list[str], cells: list[str]) -> Line | Broken:
         return Broken(number, f"{len(cells)} cells", f"{len(header)}, as the header has")
     row = {name: cell or None for name, cell in zip(header, cells, strict=True)}
     try:
-        return Line(number, json.dumps(row, ensure_ascii=False).encode())
+        return Line(number, _json(row).encode())
     except UnicodeEncodeError:
         return Broken(number, "bytes that are not UTF-8", _UTF8)
 
@@ -133,23 +146,14 @@ def _table_row(number: int, row: dict[str, Any] | Exception) -> Line | Broken:
         if isinstance(row, Exception):
             raise row
         try:
-            text = json.dumps(row, ensure_ascii=False, allow_nan=False, default=_jsonable)
+            text = _json(row)
         except ValueError:
-            text = json.dumps(_finite(row), ensure_ascii=False, default=_jsonable)
+            text = _json(_finite(row))
         return Line(number, text.encode())
     except UnicodeError:
         return Broken(number, "bytes that are not UTF-8", _UTF8)
     except Exception as error:
         return Broken(number, f"a value that cannot be read ({_first_line(error)})", "text, numbers, lists and objects")
-
-
-def _jsonable(value: Any) -> Any:
-    """What JSON has no word for: dates as ISO 8601, bytes as the text they hold, the rest as Python prints it."""
-    if isinstance(value, bytes):
-        return value.decode()
-    if isinstance(value, (date, datetime, time)):
-        return value.isoformat()
-    return str(value)
 
 
 def _finite(value: Any) -> Any:

@@ -3,7 +3,8 @@
 The seam. `"ASSISTANT: "` ends in a space, and most tokenizers fold that space into the first word of the answer
 (`▁Hello`, ` Hello`). Prompt and response are therefore tokenized *together*, and training starts at the first token
 that inference has to generate, given the prompt without its trailing spaces: `"...ASSISTANT:"` -> `"▁Hello"`.
-Inference gets its prompt from `prompt_ids`, so both sides see the same ids by construction.
+Inference gets its prompt from `prompt_ids`, so both sides see the same ids. (Where a tokenizer reads the end of the
+prompt differently once something follows it, as GPT-2's does with two newlines, training starts before that end.)
 
 Control tokens are added by id. Text never becomes one: a `</s>` that a user typed stays text.
 """
@@ -134,10 +135,12 @@ class Encoder:
     def prompt_ids(self, spans: Sequence[Span]) -> list[int]:
         """What inference feeds the model: everything up to the token it must generate first.
 
-        `spans` end with the untrained text that waits for its answer.
+        `spans` end with the untrained text, or the control token, that waits for its answer.
         """
-        *history, prompt = spans
-        return self.encode((*history, Span(prompt.text.rstrip(" "), trained=False))).ids.tolist()
+        *history, last = spans
+        if not last.control:
+            last = Span(last.text.rstrip(" "), trained=False)
+        return self.encode((*history, last)).ids.tolist()
 
     def encode(self, spans: Sequence[Span]) -> Example:
         """The ids and trained mask of one document."""

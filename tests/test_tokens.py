@@ -123,6 +123,7 @@ def test_the_first_word_keeps_its_space(llama2: PreTrainedTokenizerBase) -> None
 def test_ids_of_the_lineage_where_its_seam_is_sane(llama2: PreTrainedTokenizerBase) -> None:
     """It tokenized prompt and response apart: same ids but for the lone space piece that it left between them."""
     published = json.loads((SHARED / "conformance" / "collator_tokens.json").read_text())
+    encoder = Encoder(llama2)
     compared = 0
     for output in published["outputs"]:
         example = published["examples"].get(output["record"], {"input": ""})
@@ -130,7 +131,7 @@ def test_ids_of_the_lineage_where_its_seam_is_sane(llama2: PreTrainedTokenizerBa
         if not sane or output["model_max_len"] != 2048 or not example["input"].endswith("ASSISTANT: "):
             continue
         spans = (BEGIN, Span(example["input"], False), Span(example["output"], True), END)
-        theirs, ours = output["input_ids"], Encoder(llama2).encode(spans).ids.tolist()
+        theirs, ours = output["input_ids"], encoder.encode(spans).ids.tolist()
         start = next(i for i, label in enumerate(output["labels"]) if label != -100)
         assert theirs[start - 1] == 29871
         assert ours == theirs[: start - 1] + theirs[start:]

@@ -5,12 +5,19 @@ export, so that what a model sees later is what it was trained on.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from data.conversation import Conversation, Turn
+from data.errors import UserError
 from data.render.airoboros import PROMPT_FORMATS, PromptFormat, SeparatorDraw, separators
 from data.render.draws import Draw, always, draws
+from data.render.llama2 import Llama2Format
 from data.render.spans import BEGIN, BOS, END, EOS, Span
+from data.render.template import TemplateFormat
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = [
     "BEGIN",
@@ -18,11 +25,14 @@ __all__ = [
     "END",
     "EOS",
     "PROMPT_FORMATS",
+    "STYLES",
     "Draw",
+    "Llama2Format",
     "PromptFormat",
     "SeparatorDraw",
     "Span",
     "Style",
+    "TemplateFormat",
     "always",
     "chat_template",
     "draws",
@@ -30,7 +40,12 @@ __all__ = [
     "render",
     "render_prompt",
     "separators",
+    "style_named",
+    "style_of_record",
 ]
+
+# Every name that `data.prompt_format` may have.
+STYLES = (*PROMPT_FORMATS, "llama-2", "tokenizer")
 
 
 class Style(Protocol):
@@ -40,6 +55,8 @@ class Style(Protocol):
         takes_system: whether a record's own system prompt is used.
         is_random: whether two epochs can differ.
     """
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     @property
     def takes_system(self) -> bool: ...
@@ -90,3 +107,43 @@ def chat_template(style: Style, *, with_bos: bool) -> str:
 def is_random(style: Style) -> bool:
     """Whether two epochs can differ."""
     return style.is_random
+
+
+def style_named(
+    name: str,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    *,
+    system: str | None = None,
+    space_probability: float | None = None,
+    separator_draw: SeparatorDraw | None = None,
+) -> Style:
+    """The style of a name in STYLES, with a system prompt and separators of one's own where they are given.
+
+    Args:
+        tokenizer: of the model; needed for the style `tokenizer`.
+
+    Raises:
+        UserError: the style has no place for what is given, or the tokenizer has no chat template.
+    """
+    separators_given = {"space_probability": space_probability, "separator_draw": separator_draw}
+    given = {key: value for key, value in {"system": system, **separators_given}.items() if value is not None}
+    if name in PROMPT_FORMATS:
+        return replace(PROMPT_FORMATS[name], **given)
+    taken = {"system"} if name == "llama-2" else set[str]()
+    for key in given.keys() - taken:
+        setting = "data.system_prompt" if key == "system" else f"data.{key}"
+        raise UserError(setting, f"the prompt format {name} has no place for it", "leave it out (null)")
+    if name == "llama-2":
+        return Llama2Format(**given)
+    assert tokenizer is not None, "the style `tokenizer` needs the tokenizer"
+    return TemplateFormat.of(tokenizer)
+
+
+def style_of_record(record: dict[str, Any]) -> Style:
+    """The style that `dataclasses.asdict` wrote into a record, such as merge.json."""
+    if record.get("style") == "llama-2":
+        return Llama2Format(**record)
+    if record.get("style") == "tokenizer":
+        special = tuple((str(name), str(token)) for name, token in record["special_tokens"])
+        return TemplateFormat(record["template"], special, tuple(record["control_tokens"]))
+    return PromptFormat(**record)

@@ -16,7 +16,6 @@ except where it was wrong:
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +23,7 @@ from typing import Literal
 
 from data.conversation import Conversation, Turn
 from data.render.draws import Draw, always
+from data.render.jinja import quoted
 from data.render.spans import BEGIN, END, Span
 
 SeparatorDraw = Literal["independent", "shared"]
@@ -95,9 +95,9 @@ class PromptFormat:
         The generation prompt ends in `ASSISTANT:` without a space: the space belongs to the first word of the answer
         (see tokens.py).
         """
-        separator = json.dumps(self.usual_separator)
-        own_end = json.dumps(self.system_end)
-        default = f"{{%- set system = {json.dumps(self.system)} + {separator} -%}}"
+        separator = quoted(self.usual_separator)
+        own_end = quoted(self.system_end)
+        default = f"{{%- set system = {quoted(self.system)} + {separator} -%}}"
         own = f"{{%- set system = (messages[0].content | trim) + {own_end} -%}}"
         return (
             f"{default}{{%- set talk = messages -%}}"
@@ -107,10 +107,10 @@ class PromptFormat:
             + ("{{- bos_token -}}" if with_bos else "")
             + "{{- system -}}"
             "{%- for message in talk -%}{%- if message.role == 'user' -%}"
-            f"{{{{- ({json.dumps(self.turn_start)} if not loop.first else '') + 'USER: ' -}}}}"
+            f"{{{{- ({quoted(self.turn_start)} if not loop.first else '') + 'USER: ' -}}}}"
             f"{{{{- (message.content | trim) + {separator} + 'ASSISTANT:' -}}}}"
             "{%- else -%}"
-            f"{{{{- ' ' + (message.content | trim) + {json.dumps(self.response_end)} + eos_token -}}}}"
+            f"{{{{- ' ' + (message.content | trim) + {quoted(self.response_end)} + eos_token -}}}}"
             "{%- endif -%}{%- endfor -%}"
         )
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
-from data.render import PromptFormat, chat_template
+from data.render import Style, chat_template
 from data.tokens import Encoder
 from train.rope import RopeSpec
 from train.rope_spelling import legacy_rope_scaling, with_rope, written_theta
@@ -67,7 +67,7 @@ def write_generation_config(folder: Path, base: Path) -> None:
 
 
 def write_tokenizer(
-    folder: Path, base: Path, tokenizer: PreTrainedTokenizerBase, prompt_format: PromptFormat, max_length: int
+    folder: Path, base: Path, tokenizer: PreTrainedTokenizerBase, prompt_format: Style, max_length: int
 ) -> None:
     """The base's own tokenizer files, with the chat template of the prompt format that was trained."""
     for name in TOKENIZER_FILES:

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 
 import psutil
 
-INTERVAL = 0.05  # seconds
+INTERVAL = 0.1  # seconds between samples
+# Samples between two looks for new children: psutil reads every process of the machine for that, milliseconds of it.
+LOOK = 5
 
 
 @dataclass(frozen=True)
@@ -44,25 +46,23 @@ class Watch:
 
     def _watch(self) -> None:
         try:
-            root = psutil.Process(self._pid)
+            root, children = psutil.Process(self._pid), []
             while root.is_running() and root.status() != psutil.STATUS_ZOMBIE:
-                self.samples.append(sample(root))
+                if len(self.samples) % LOOK == 0:
+                    children = root.children(recursive=True)
+                self.samples.append(sample([root, *children]))
                 time.sleep(self._interval)
         except psutil.NoSuchProcess:
             return
 
 
-def sample(root: psutil.Process) -> Sample:
-    """The tree at this moment.
-
-    Raises:
-        psutil.NoSuchProcess: the root has ended.
-    """
+def sample(processes: Sequence[psutil.Process]) -> Sample:
+    """The processes at this moment; those that have ended count nothing."""
     resident = anonymous = count = 0
-    for process in (root, *root.children(recursive=True)):
+    for process in processes:
         try:
             memory = process.memory_info()
-        except psutil.NoSuchProcess:  # a child that has just ended
+        except psutil.NoSuchProcess:
             continue
         resident += memory.rss
         anonymous += memory.rss - getattr(memory, "shared", 0)

@@ -1,13 +1,18 @@
-"""This project's side of the data benchmark. Run with the path of a Job; `prepare` is all that it measures."""
+"""This project's side of the data benchmark: what a training run does with its records. Run with the path of a Job.
+
+Timed are two parts: `prepare`, from the file to the packed rows of epoch 0; and `report`, the accounting that a run
+always makes of them (the peers have nothing like it). Every core is used; how many, is not a setting of this project.
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from benchmarks.data_job import Clock, Counts, own_job
-from data.dataset import Recipe, Source, read_corpus, training_rows
+from data.dataset import Dataset, DataSpec
+from data.prepare.recipe import Recipe, Source
 from data.render import PROMPT_FORMATS
+from data.report import Report
 from data.tokens import Encoder
 from train.console import quiet_libraries
 from train.model import load_tokenizer
@@ -16,33 +21,31 @@ PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "pyarrow")
 FORMAT = "airoboros-2.2"
 
 
-@dataclass(frozen=True)
-class Summary:
-    """What `prepare` made."""
-
-    documents: int
-    tokens: int
-    trained: int
-    rows: int
-
-
-def prepare(path: Path, tokenizer_dir: Path, max_length: int, cache: Path) -> Summary:
-    """From a file of records to the packed rows of epoch 0, kept in `cache`."""
-    encoder = Encoder(load_tokenizer(str(tokenizer_dir)))
-    recipe = Recipe(FORMAT, PROMPT_FORMATS[FORMAT], max_length)
-    rows, report = training_rows(read_corpus([Source(path)]), encoder, recipe, 0, cache)
-    total = report.total()
-    return Summary(report.documents, total.tokens, total.trained_tokens, len(rows))
-
-
 def main() -> int:
     """Prepare the job's records and write what was measured."""
     job, clock = own_job(), Clock()
     quiet_libraries()
     with clock.part("prepare"):
-        summary = prepare(Path(job.records), Path(job.tokenizer), job.max_length, Path(job.folder) / "ours")
-    clock.measured(Counts(**asdict(summary)), *PACKAGES).save(Path(job.out))
+        dataset = prepare(Path(job.records), Path(job.tokenizer), job.max_length, Path(job.folder) / "ours")
+    with clock.part("report"):
+        report = dataset.report()
+    clock.measured(counts(report), *PACKAGES).save(Path(job.out))
     return 0
+
+
+def prepare(path: Path, tokenizer_dir: Path, max_length: int, cache: Path) -> Dataset:
+    """From a file of records to the packed rows of epoch 0, kept in `cache`; as the peers, it cuts what is too long."""
+    recipe = Recipe(FORMAT, PROMPT_FORMATS[FORMAT], max_length, on_too_long="truncate")
+    spec = DataSpec((Source(str(path)),), recipe, drop_untrained=True)
+    dataset = Dataset(spec, Encoder(load_tokenizer(str(tokenizer_dir))), cache)
+    assert len(dataset[0])
+    return dataset
+
+
+def counts(report: Report) -> Counts:
+    """What is in the rows."""
+    total = report.total
+    return Counts(total.documents, total.tokens, total.trained_tokens, report.rows)
 
 
 if __name__ == "__main__":

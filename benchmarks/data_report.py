@@ -24,6 +24,7 @@ def summarize(runs: Sequence[Run], records: int, max_length: int) -> dict[str, A
         "parts": {
             part: statistics.median(run.measured.seconds[part] for run in runs) for part in runs[0].measured.seconds
         },
+        "cpu_seconds": statistics.median(run.measured.cpu_seconds for run in runs),
         "process_seconds": statistics.median(run.wall for run in runs),
         "peak_bytes": statistics.median(run.peak["resident"] for run in runs),
         "peak_anonymous_bytes": statistics.median(run.peak["anonymous"] for run in runs),
@@ -46,10 +47,12 @@ def compare(runs: Mapping[str, Sequence[Run]], records: int, max_length: int) ->
 
 
 def ratio(ours: Mapping[str, Any], peer: Mapping[str, Any]) -> dict[str, float]:
-    """Above 1, ours is faster; below 1, ours takes less memory; the tokens are the peer's for one of ours."""
+    """Ours beside a peer: how many times as fast, and its share of the peer's times and memory; the peer's tokens for
+    one of ours."""
     return {
         "times_as_fast": peer["seconds"] / ours["seconds"],
-        "times_as_fast_process": peer["process_seconds"] / ours["process_seconds"],
+        "cpu_time": ours["cpu_seconds"] / peer["cpu_seconds"],
+        "process_time": ours["process_seconds"] / peer["process_seconds"],
         "peak_memory": ours["peak_bytes"] / peer["peak_bytes"],
         "tokens": peer["tokens"] / ours["tokens"],
         "trained": peer["trained"] / ours["trained"],
@@ -83,18 +86,19 @@ def _header(part: Mapping[str, Any]) -> list[str]:
 
 def _compared(part: Mapping[str, Any]) -> list[str]:
     tokenizer = part["tokenizer"]
+    rounds = f"{part['rounds']} rounds in turns, medians" if part["rounds"] > 1 else "one round"
     return [
         *_header(part),
         f"{part['records']:,} records ({part['bytes'] / 1e6:.1f} MB) in rows of {part['max_length']:,} tokens, "
-        f"tokenizer {tokenizer['name']} of {tokenizer['vocabulary']:,}, {part['rounds']} rounds in turns, medians.",
+        f"tokenizer {tokenizer['name']} of {tokenizer['vocabulary']:,}, {rounds}.",
         "",
-        "| program | seconds | records/s | peak memory, all processes | of it anonymous | main process | processes |",
+        "| program | seconds | records/s | CPU seconds | peak memory, whole tree | of it anonymous | main process |",
         "|---|---|---|---|---|---|---|",
         *(_speed_line(name, found) for name, found in part["programs"].items()),
         *(f"| {name} | left out: {reason} | | | | | |" for name, reason in part["left_out"].items()),
         *(_ratio_line(name, found) for name, found in part["ratios"].items()),
         "",
-        "| program | documents | tokens | trained | rows | fill | seconds of its parts | whole process |",
+        "| program | documents | tokens | trained | rows | fill | seconds of its parts | with imports |",
         "|---|---|---|---|---|---|---|---|",
         *(_count_line(name, found) for name, found in part["programs"].items()),
         "",
@@ -108,15 +112,16 @@ def _compared(part: Mapping[str, Any]) -> list[str]:
 
 def _speed_line(name: str, found: Mapping[str, Any]) -> str:
     return (
-        f"| {name} | {found['seconds']:.2f} | {found['records_per_second']:,.0f} | {_gb(found['peak_bytes'])} "
-        f"| {_gb(found['peak_anonymous_bytes'])} | {_gb(found['main_process_peak_bytes'])} | {found['processes']} |"
+        f"| {name} | {found['seconds']:.2f} | {found['records_per_second']:,.0f} | {found['cpu_seconds']:.1f} "
+        f"| {_gb(found['peak_bytes'])} | {_gb(found['peak_anonymous_bytes'])} "
+        f"| {_gb(found['main_process_peak_bytes'])} |"
     )
 
 
 def _ratio_line(name: str, found: Mapping[str, float]) -> str:
     return (
-        f"| **ours beside {name}** | **{found['times_as_fast']:.2f} times as fast** | "
-        f"| **{found['peak_memory']:.2f} of its memory** | | | |"
+        f"| **ours beside {name}** | **{found['times_as_fast']:.2f} times as fast** | | {found['cpu_time']:.2f} of its "
+        f"| **{found['peak_memory']:.2f} of its** | | |"
     )
 
 

@@ -204,7 +204,8 @@ def test_any_bytes_are_read_without_an_error(
 def test_any_brackets_are_read_without_an_error(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     got = read(tmp_path_factory.getbasetemp(), "x.json", content)
     assert [item.number for item in got] == sorted({item.number for item in got})
-    assert got or not content.strip() or json.loads(content) in ([], {"data": []}) or not content.strip(b"[], \n")
+    # A comma between no values is no record.
+    assert got or not content.strip(b"[], \n") or json.loads(content.replace(b",", b" ")) == {"data": []}
 
 
 @given(

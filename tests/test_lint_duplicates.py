@@ -170,6 +170,19 @@ def test_masses_from_one_template_stay_cheap() -> None:
 
 
 @pytest.mark.usefixtures("rensa")
+def test_a_crowd_of_half_alike_records_is_said() -> None:
+    """Candidates of each other and no near duplicates: after the first 500, later ones are not compared with more."""
+    prompt = "What is the sum of {} and {}? Please think it over step by step and write only the number."
+    answer = "The sum of the two numbers is {}. I added them with care and checked it twice."
+    corpus = [said(prompt.format(n, 3 * n), answer.format(4 * n), origin=f"a:{n}") for n in range(800)]
+    assert similarity(corpus[0], corpus[1]) == pytest.approx(0.62, abs=0.01)
+    found = near_duplicates(corpus)
+    assert found.groups == ()
+    assert 0 < found.crowded < 300
+    assert near_duplicates(corpus[:500]).crowded == 0
+
+
+@pytest.mark.usefixtures("rensa")
 def test_no_records_are_no_duplicates() -> None:
     assert near_duplicates([]) == NearDuplicates(0.8, (), (), 0, 0, 0)
 

@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+import importlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from data.conversation import Conversation
 from data.errors import UserError
 from data.lint.words import runs, text_of, words
-
-if TYPE_CHECKING:
-    from rensa import RMinHash
 
 SHINGLE = 3
 LIMIT = 200_000
@@ -31,8 +29,11 @@ MISSED = 1e-3
 _HASHES = 128
 # Below the threshold by this much in its signature, a pair is not measured: more than five standard deviations.
 _SLACK = 0.2
-# A record is measured against so many groups at most; only masses of records made from one template come near it.
-_CANDIDATES = 1000
+# Masses of records made from one template are all candidates of each other. So that the work stays in proportion to
+# the records, one is measured against the most likely groups only, and a record that starts a group among so many
+# candidates is not compared with later ones.
+_MEASURED = 16
+_CROWD = 500
 _SHOWN = 20
 
 
@@ -57,6 +58,7 @@ class NearDuplicates:
         looked_at: records that were compared, copies included.
         of: records there are. Where this is more, the rest was left out for memory: which records are looked at is
             drawn by a hash of their content. A pair is found only when both are, so groups are missed in a sample.
+        crowded: records that later ones were not compared with, because hundreds were about as near already.
     """
 
     threshold: float
@@ -65,6 +67,7 @@ class NearDuplicates:
     copies: int
     looked_at: int
     of: int
+    crowded: int = 0
 
     @property
     def records(self) -> int:
@@ -85,6 +88,7 @@ class NearDuplicates:
             "exact_copies": self.copies,
             "looked_at": self.looked_at,
             "of": self.of,
+            "crowded": self.crowded,
             "examples": [{**pair._asdict(), "similarity": round(pair.similarity, 4)} for pair in self.examples],
         }
 
@@ -96,7 +100,6 @@ class _Held(NamedTuple):
 
 class _Group(NamedTuple):
     first: _Held
-    signature: RMinHash
     others: list[tuple[str, float]]
 
 
@@ -124,11 +127,12 @@ def near_duplicates(
     if not 0 < threshold <= 1:
         raise ValueError(f"a threshold of {threshold}; wanted: above 0, at most 1")
     held, copies, of = _sample(conversations, limit, shingles_limit, seed)
-    groups = [group for group in _grouped(held, threshold) if group.others]
+    everyone, crowded = _grouped(held, threshold)
+    groups = [group for group in everyone if group.others]
     groups.sort(key=lambda group: -len(group.others))
     origins = tuple((group.first.origin, *(origin for origin, _ in group.others)) for group in groups)
     pairs = tuple(Pair(group.first.origin, *max(group.others, key=lambda other: other[1])) for group in groups)
-    return NearDuplicates(threshold, origins, pairs, copies, len(held) + copies, of)
+    return NearDuplicates(threshold, origins, pairs, copies, len(held) + copies, of, crowded)
 
 
 def jaccard(first: np.ndarray, second: np.ndarray) -> float:
@@ -181,44 +185,61 @@ def _draw(key: str, seed: int) -> int:
     return int.from_bytes(hashlib.blake2b(f"{seed} {key}".encode(), digest_size=8).digest())
 
 
-def _grouped(records: Sequence[_Held], threshold: float) -> list[_Group]:
-    """Each record joins the group whose first record it is most like, or starts a group."""
-    try:
-        from rensa import RMinHash, RMinHashLSH
-    except ImportError:
-        todo = "install it (python3 -m scripts.setup), or leave the search for near duplicates out"
-        raise UserError("near duplicates", "the package rensa is not installed", todo) from None
+def _grouped(records: Sequence[_Held], threshold: float) -> tuple[list[_Group], int]:
+    """Each record joins the group whose first record it is most like, or starts a group; how many were `crowded`."""
+    rensa = _rensa()
     rows = _rows(threshold)
     bands = _HASHES // rows
-    index = RMinHashLSH(threshold, bands * rows, bands)
+    index = rensa.RMinHashLSH(threshold, bands * rows, bands)
     groups: list[_Group] = []
+    signatures = np.empty((len(records), bands * rows), dtype=np.uint32)  # of the first of each group
+    crowded = 0
     for record in records:
         if not len(record.shingles):
             continue
-        signature = RMinHash(bands * rows, 1)
-        signature.update(record.shingles.view("V8").tolist())
-        best, similarity = _best(record, signature, (groups[n] for n in sorted(index.query(signature))), threshold)
-        if best is not None:
+        sketch = rensa.RMinHash(bands * rows, 1)
+        sketch.update(record.shingles.view("V8").tolist())
+        signature = np.array(sketch.digest(), dtype=np.uint32)
+        candidates = np.sort(np.array(index.query(sketch), dtype=np.int64))
+        likely = _most_likely(candidates, signatures, signature, threshold - _SLACK)
+        best, similarity = _best(record, [groups[number] for number in likely])
+        if best is not None and similarity >= threshold:
             best.others.append((record.origin, similarity))
-        else:
-            index.insert(len(groups), signature)
-            groups.append(_Group(record, signature, []))
-    return groups
-
-
-def _best(
-    record: _Held, signature: RMinHash, groups: Iterable[_Group], threshold: float
-) -> tuple[_Group | None, float]:
-    best, most, measured = None, 0.0, 0
-    for group in groups:
-        if signature.jaccard(group.signature) < threshold - _SLACK:
             continue
+        if len(candidates) < _CROWD:
+            index.insert(len(groups), sketch)
+        else:
+            crowded += 1
+        signatures[len(groups)] = signature
+        groups.append(_Group(record, []))
+    return groups, crowded
+
+
+def _rensa() -> Any:
+    """The package, which has no types; the rest of the data path works without it."""
+    try:
+        return importlib.import_module("rensa")
+    except ImportError:
+        todo = "install it (python3 -m scripts.setup), or leave the search for near duplicates out"
+        raise UserError("near duplicates", "the package rensa is not installed", todo) from None
+
+
+def _most_likely(candidates: np.ndarray, signatures: np.ndarray, signature: np.ndarray, least: float) -> list[int]:
+    """Those whose signatures agree most, down to a share of `least`, in order of their numbers."""
+    if not len(candidates):
+        return []
+    share = (signatures[candidates] == signature).mean(axis=1)
+    first = np.argsort(-share, kind="stable")[:_MEASURED]
+    return np.sort(candidates[first[share[first] >= least]]).tolist()
+
+
+def _best(record: _Held, groups: Sequence[_Group]) -> tuple[_Group | None, float]:
+    """The group whose first record is most like this one (of equals, the first), and the similarity."""
+    best, most = None, 0.0
+    for group in groups:
         similarity = jaccard(record.shingles, group.first.shingles)
-        if similarity >= threshold and similarity > most:
+        if similarity > most:
             best, most = group, similarity
-        measured += 1
-        if measured == _CANDIDATES:
-            break
     return best, most
 
 

@@ -42,9 +42,9 @@ REFUSAL_PHRASES = (
 )
 # Every phrase holds one of these: most responses hold none, and the expression never runs on them.
 _ANCHORS = (
-    *(" an ai", "responsible ai", "language model", "artificial intelligence", "sorry, ", "i apologize, "),
-    *("i can't ", "i cannot ", "i can not ", "able to assist", "able to fulfill", "not programmed"),
-    *("have personal", "have the ability", "knowledge cutoff", "training data only", "my programming"),
+    *(" an ai", "responsible ai", "language model", "artificial intelligence", "i can't", "i cannot", "i can not"),
+    *("able to assist", "able to fulfill", "not programmed", "have personal", "have the ability"),
+    *("knowledge cutoff", "training data only", "my programming"),
 )
 # And begins with one of these: the long list is tried at few places.
 _OPENING = r"\b(?=as an? |i |i'm |sorry, |my |against )"

@@ -5,154 +5,198 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from data.formats.fields import named, short
 from data.lint.lengths import advice
-from data.report import Line, Report
+from data.prepare.make import SourceCount
+from data.report import Report
+from data.tables import Fitted, category_table, histogram_table, source_table
+from data.wording import counted, places
 
-Shown = str | Table
+Shown = str | Table | Fitted
 
-_COLUMNS = {
-    "records": "records",
-    "kept": "kept",
-    "held_out": "held out",
-    "excluded": "excluded",
-    "sampled_out": "sampled out",
-    "too_long": "too long",
-    "untrained": "untrained",
-    "truncated": "cut",
-    "split": "split",
-    "tokens": "tokens",
-    "trained_tokens": "trained",
+_SUMMARY_CATEGORIES = 12
+_SYSTEM_PROMPTS = 5
+_FAULTS = {
+    "file": "a file that cannot be read on",
+    "json": "no JSON object",
+    "field": "a field that is missing or wrong",
+    "roles": "the order of the speakers",
 }
-_ALWAYS = {"records", "kept", "held_out", "tokens", "trained_tokens"}
+_FINDINGS = {
+    "responses_equal_to_prompt": "responses equal to their prompt",
+    "one_word_responses": "responses of one word",
+    "empty_responses": "empty responses",
+    "empty_instructions": "empty instructions",
+}
+_SPELLED_FINDINGS = {
+    "role_labels_in_responses": "role labels as text in responses",
+    "special_tokens_in_text": "special tokens typed as text (they stay text)",
+}
 
 
 def summary_of(report: Report) -> list[Shown]:
     """What a run says of its data when it starts."""
-    files = ", ".join(f"{source.path} ({source.read:,} records)" for source in report.sources)
-    packed = f"{report.total.documents:,} documents in {report.rows:,} rows of {report.max_length:,}"
-    counts = f"{packed}, {report.fill:.1%} full; {report.rejected} rejected; separators: {separators(report)}"
+    files = ", ".join(f"{source.path} ({counted(source.read, 'record')})" for source in report.sources)
+    packed = f"{_packed(report)}, {report.fill:.1%} full"
+    counts = f"{packed}; {report.rejected:,} rejected; separators: {separators(report)}"
     title = f"{files}, in format {report.prompt_format}"
-    return [title, category_table(report), counts, *warnings(report)]
+    return [title, category_table(report, _SUMMARY_CATEGORIES, lengths=False), counts, *warnings(report)]
 
 
 def everything(report: Report) -> Iterator[Shown]:
     """All of the accounting, in the order of the data's way."""
     for source in report.sources:
         yield from _source(source)
+    yield _equation(report)
     yield category_table(report)
     if len(report.sources) > 1:
         yield source_table(report)
-    yield lengths_table(report)
-    total = report.total
-    packed = f"{total.documents:,} documents in {report.rows:,} rows of {report.max_length:,} tokens"
-    yield f"packing ({report.packing}): {packed}, {report.fill:.2%} full"
-    yield f"separators: {separators(report)}"
-    answers = report.answers
-    if answers.all:
-        yield (
-            f"answers: {answers.all:,}; the end of the turn is a trained label in {answers.closed / answers.all:.2%} "
-            f"of them; {answers.of_one_token:,} have at most one token"
-        )
+    yield from _lengths(report)
+    yield f"packing ({report.packing}): {_packed(report)} tokens, {report.fill:.2%} full"
+    yield f"separators: {separators(report)}{_asked(report)}"
+    yield from _answers(report)
     yield from _coverage(report)
-    yield f"exact copies: {report.copies.records:,} records repeat one of {report.copies.groups:,} others"
+    yield _copies(report)
     yield from _findings(report.findings)
+    yield from _system_prompts(report.findings)
     yield from warnings(report)
 
 
-def category_table(report: Report) -> Table:
-    """A line per category, most tokens first, and their sum."""
-    return _table("category", report.categories, report.total)
+def outcomes(report: Report) -> dict[str, int]:
+    """What became of the records that were read; the numbers add up to `report.read`, and some may be 0.
 
-
-def source_table(report: Report) -> Table:
-    """A line per source and category."""
-    lines = {f"{source}: {name}": line for source, found in report.lines.items() for name, line in found.items()}
-    return _table("source: category", lines, report.total)
-
-
-def lengths_table(report: Report) -> Table:
-    """Tokens of the records, as they were before anything was cut."""
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1), title="tokens in a record", title_justify="left")
-    for name in report.lengths:
-        table.add_column(name, justify="right")
-    table.add_row(*(f"{value:,.0f}" for value in report.lengths.values()))
-    return table
+    A record may be both split and cut, so split ones are among the first two and have no number of their own here.
+    """
+    total = report.total
+    return {
+        "kept": total.kept - total.truncated,
+        "kept, the end cut off": total.truncated,
+        "held out": total.held_out,
+        "excluded": total.excluded,
+        "sampled out": total.sampled_out,
+        "too long": total.too_long,
+        "with nothing to train": total.untrained,
+        "rejected": report.rejected,
+    }
 
 
 def separators(report: Report) -> str:
-    """What was drawn, beside what was asked for."""
-    found = report.separators
-    if found.drawn is None:
-        return "none"
-    counts = {"newline": found.newlines, "space": found.spaces}
-    drawn = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)
-    asked = f" ({found.drawn:.1%} spaces, {found.asked:.0%} asked for)" if 0 < found.asked < 1 else ""
-    return drawn + asked
+    """How often each separator was drawn."""
+    counts = {"newline": report.separators.newlines, "space": report.separators.spaces}
+    return ", ".join(f"{count:,} {name}" for name, count in counts.items() if count) or "none"
 
 
 def warnings(report: Report) -> list[str]:
     """What should be looked at before training."""
     found = advice(report.coverage, report.max_length) if report.coverage else None
-    return [*report.notes, *([found] if found else [])]
+    return [f"note: {note}" for note in (*report.notes, found) if note]
 
 
-def _table(heading: str, lines: dict[str, Line], total: Line) -> Table:
-    """Columns without a number other than 0 are left out, but for the usual ones."""
-    shown = [name for name in _COLUMNS if name in _ALWAYS or getattr(total, name)]
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1))
-    table.add_column(heading, min_width=min(40, max(map(len, lines), default=0)))
-    for name in shown:
-        table.add_column(_COLUMNS[name], justify="right")
-    for name, line in lines.items():
-        table.add_row(name, *(f"{getattr(line, column):,}" for column in shown))
-    table.add_section()
-    table.add_row("all", *(f"{getattr(total, column):,}" for column in shown), style="bold")
-    return table
+def _packed(report: Report) -> str:
+    documents, rows = counted(report.total.documents, "document"), counted(report.rows, "row")
+    return f"{documents} in {rows} of {report.max_length:,}"
 
 
-def _source(source: Any) -> Iterator[str]:
-    files = "1 file" if len(source.files) == 1 else f"{len(source.files):,} files"
-    yield f"{source.path}: {files}, {source.read:,} records, {source.rejected:,} rejected"
-    yield f"  format {source.format}: {source.why}"
+def _source(source: SourceCount) -> Iterator[str]:
+    read = f"{counted(source.read, 'record')}, {source.rejected:,} rejected"
+    yield f"{source.path}: {counted(len(source.files), 'file')}, {read}"
+    yield (
+        f"  format {source.why}" if source.why.startswith(source.format) else f"  format {source.format}: {source.why}"
+    )
     if len(source.formats) > 1:
         yield "  read as " + ", ".join(f"{count:,} {name}" for name, count in source.formats.items())
     if source.rejected:
-        yield "  rejected for " + ", ".join(f"{count:,} {fault}" for fault, count in source.faults.items())
-        for line in source.first_rejected[:3]:
-            yield f"    {line}"
+        faults = (f"{_FAULTS.get(fault, fault)}: {count:,}" for fault, count in source.faults.items())
+        yield f"  rejected for {'; '.join(faults)}"
+        yield from (f"    {line}" for line in source.first_rejected[:3])
+
+
+def _equation(report: Report) -> str:
+    """read = kept + ...; outcomes without a record are left out."""
+    found = " + ".join(f"{count:,} {outcome}" for outcome, count in outcomes(report).items() if count)
+    split = f"; {report.total.split:,} of them split into several documents" if report.total.split else ""
+    return f"{counted(report.read, 'record')} read = {found}{split}"
+
+
+def _lengths(report: Report) -> Iterator[Shown]:
+    """Of the records as they were before anything was cut."""
+    shortest, longest = report.lengths["min"], report.lengths["max"]
+    if shortest == longest:
+        yield f"tokens in a record: {longest:,}"
+        return
+    percentiles = ", ".join(f"{name} {value:,.0f}" for name, value in report.lengths.items())
+    yield f"tokens in a record: {percentiles}"
+    yield histogram_table(report)
+
+
+def _asked(report: Report) -> str:
+    drawn, asked = report.separators.drawn, report.separators.asked
+    return f" ({drawn:.1%} spaces; {asked:.0%} asked for)" if drawn is not None and 0 < asked < 1 else ""
+
+
+def _answers(report: Report) -> Iterator[str]:
+    answers = report.answers
+    if not answers.all:
+        return
+    share = f"the end of the turn is a trained label in {answers.closed / answers.all:.2%} of them"
+    yield f"answers: {answers.all:,}; {share}; {answers.of_one_token or 'none'} of at most one token"
+    if answers.closed < answers.all:
+        yield f"  {answers.all - answers.closed:,} do not teach where to stop: their end was cut off, or is not trained"
 
 
 def _coverage(report: Report) -> Iterator[str]:
     found = report.coverage
     if found is None:
         yield "context coverage: the base model is not at hand, so its window is not known"
-        return
-    yield (
-        f"context coverage: {found.beyond:,} of {found.tokens:,} tokens ({found.share:.2%}) lie beyond the base "
-        f"model's window of {found.window:,}, in {found.documents_beyond:,} documents; "
-        f"{report.trained_beyond:,} of them are trained"
+    elif not found.beyond:
+        yield f"context coverage: no token lies beyond the base model's window of {found.window:,}"
+    else:
+        beyond = f"{found.beyond:,} of {found.tokens:,} tokens ({found.share:.2%}) lie beyond"
+        documents = counted(found.documents_beyond, "document")
+        yield (
+            f"context coverage: {beyond} the base model's window of {found.window:,}, in {documents}; "
+            f"{report.trained_beyond:,} of them are trained"
+        )
+
+
+def _copies(report: Report) -> str:
+    copies = report.copies
+    if not copies.records:
+        return "exact copies: none"
+    return (
+        f"exact copies: {counted(copies.records, 'record')} beyond the first of a kind "
+        f"({counted(copies.groups, 'record')} there more than once)"
     )
 
 
 def _findings(findings: dict[str, Any]) -> Iterator[str]:
     """What looks wrong in the text; only what was found."""
-    names = {
-        "refusals": "responses that refuse",
-        "responses_equal_to_prompt": "responses equal to their prompt",
-        "one_word_responses": "responses of one word",
-        "empty_responses": "empty responses",
-        "empty_instructions": "empty instructions",
-    }
-    for name, words in names.items():
+    refusals = findings["refusals"]
+    if refusals["count"]:
+        yield f"responses that refuse: {refusals['count']:,} ({places(refusals['examples'])})"
+        phrases = (f'"{phrase}" {found["count"]:,}' for phrase, found in findings["refusal_phrases"].items())
+        yield f"  {', '.join(phrases)}"
+    for name, words in _FINDINGS.items():
         if findings[name]["count"]:
-            yield f"{words}: {findings[name]['count']:,} (such as {', '.join(findings[name]['examples'])})"
-    for name, words in {
-        "role_labels_in_responses": "role labels as text in responses",
-        "special_tokens_in_text": "special tokens typed as text (they stay text)",
-    }.items():
+            yield f"{words}: {findings[name]['count']:,} ({places(findings[name]['examples'])})"
+    for name, words in _SPELLED_FINDINGS.items():
         if findings[name]:
-            spelled = (f"{spelling} {found['count']:,}" for spelling, found in findings[name].items())
+            spelled = (f"{named(one, 30)} {found['count']:,}" for one, found in findings[name].items())
             yield f"{words}: {', '.join(spelled)}"
+
+
+def _system_prompts(findings: dict[str, Any]) -> Iterator[str]:
+    """The records' own, most frequent first. Where all differ, one shows what they are like."""
+    found = findings["system_prompts"]
+    if not found["total"]:
+        return
+    different = found["different"] if isinstance(found["different"], str) else f"{found['different']:,}"
+    low = found["counts_may_be_low_by"]
+    exact = f" (counts may be low by up to {low:,})" if low else ""
+    records = counted(findings["records"], "record")
+    yield f"system prompts: {found['total']:,} of {records} have one, {different} different{exact}"
+    repeated = [one for one in found["most_frequent"] if one["count"] > 1]
+    for one in repeated[:_SYSTEM_PROMPTS] or found["most_frequent"][:1]:
+        yield f"  {one['count']:,} x {short(one['text'], 80)}"

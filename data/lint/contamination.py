@@ -14,11 +14,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data.conversation import Conversation
+from data.formats.fields import named
 from data.lint.words import runs, text_of, words
+from data.wording import counted
 
 N = 13
 _EXAMPLES = 10
 _CUT = 300
+_TOLD = 3
+_TOLD_CUT = 100
 
 
 class Match(NamedTuple):
@@ -53,6 +57,18 @@ class Overlap:
         touched, records = self.touched | other.touched, self.records + other.records
         return Overlap(self.name, self.texts, self.too_short, touched, records, examples)
 
+    def lines(self, n: int, records: int) -> list[str]:
+        """What was found, in plain words: of runs of `n` words, in so many records; with three examples."""
+        run, among = f"{n} words in a row of {self.name}", counted(records, "record")
+        found = [f"contamination: no {run} ({counted(self.texts, 'text')}) stand in the {among}"]
+        if self.records:
+            texts = f"{len(self.touched):,} of its {counted(self.texts, 'text')}"
+            found = [f"contamination: {self.records:,} of {among} hold {run} ({texts})"]
+        found += [f"  {match.origin}: {named(match.words, _TOLD_CUT)}" for match in self.examples[:_TOLD]]
+        if self.too_short:
+            found.append(f"  {counted(self.too_short, 'text')} of fewer than {n} words cannot be found")
+        return found
+
     def to_json(self) -> dict[str, Any]:
         """Counts and examples, as plain JSON values."""
         return {
@@ -76,6 +92,10 @@ class Contamination:
     def __add__(self, other: Contamination) -> Contamination:
         overlaps = tuple(a + b for a, b in zip(self.overlaps, other.overlaps, strict=True))
         return Contamination(self.n, self.records + other.records, overlaps)
+
+    def lines(self) -> list[str]:
+        """What was found of every evaluation, in plain words."""
+        return [line for overlap in self.overlaps for line in overlap.lines(self.n, self.records)]
 
     def to_json(self) -> dict[str, Any]:
         """Everything, as plain JSON values."""

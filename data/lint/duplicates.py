@@ -19,6 +19,7 @@ import numpy as np
 from data.conversation import Conversation
 from data.errors import UserError
 from data.lint.words import runs, text_of, words
+from data.wording import counted, places
 
 SHINGLE = 3
 LIMIT = 200_000
@@ -35,6 +36,7 @@ _SLACK = 0.2
 _MEASURED = 16
 _CROWD = 500
 _SHOWN = 20
+_TOLD = 3
 
 
 class Pair(NamedTuple):
@@ -78,6 +80,24 @@ class NearDuplicates:
     def examples(self) -> tuple[Pair, ...]:
         """One pair of each of the twenty largest groups."""
         return self.pairs[:_SHOWN]
+
+    def lines(self) -> list[str]:
+        """What was found, in plain words; the three largest groups have an example."""
+        compared = counted(self.looked_at - self.copies, "different record")
+        alike = f"at least {self.threshold:.0%} alike in runs of three words"
+        found = [f"near duplicates: none in {compared} ({alike})"]
+        if self.groups:
+            found = [
+                f"near duplicates: {self.records:,} of {compared}, in {counted(len(self.groups), 'group')} ({alike})"
+            ]
+        found += [f"  {places([pair.first, pair.second])}: {pair.similarity:.0%}" for pair in self.pairs[:_TOLD]]
+        if self.looked_at < self.of:
+            rest = f"a sample of {self.looked_at:,} of {counted(self.of, 'record')} was looked at"
+            found.append(f"  {rest}, for memory: there may be more in the whole")
+        if self.crowded:
+            near = "hundreds of others were about as near already, as in records made from one template"
+            found.append(f"  later records were not compared with {self.crowded:,} of them: {near}")
+        return found
 
     def to_json(self) -> dict[str, Any]:
         """The counts and the examples, as plain JSON values."""

@@ -20,7 +20,7 @@ import torch
 from accelerate import Accelerator
 from peft import prepare_model_for_kbit_training
 
-from data.dataset import Rows, training_rows, validation_rows
+from data.rows import Rows
 from data.tokens import Encoder
 from evals.load import compute_in_float32, device_here
 from train.adapter import attach_adapter
@@ -29,7 +29,7 @@ from train.console import quiet_libraries
 from train.loss import token_loss_sum
 from train.model import checkpoint_activations, load_base, load_tokenizer
 from train.optim import build_optimizer
-from train.recipe import corpus_of, recipe_of
+from train.recipe import open_data
 from train.settings import load_config
 from train.validate import validation_loss
 
@@ -53,9 +53,8 @@ class Curve:
 
 def rows_of(config: Config, cache: Path) -> tuple[Rows, Rows]:
     """The first epoch's rows of a config, and the held-out ones."""
-    encoder, recipe = Encoder(load_tokenizer(config.model.name_or_path)), recipe_of(config)
-    corpus = corpus_of(config)
-    return training_rows(corpus, encoder, recipe, 0, cache)[0], validation_rows(corpus, encoder, recipe, cache)
+    data = open_data(config, Encoder(load_tokenizer(config.model.name_or_path)), cache)
+    return data[0], data.validation()
 
 
 def train_curve(

@@ -25,7 +25,7 @@ from benchmarks.trl_environment import trl_python, worker_environment
 from benchmarks.trl_job import Job, Measured
 from benchmarks.trl_ours import open_rows
 from benchmarks.trl_report import AGREE, WARM_UP, compare, markdown, surroundings
-from data.dataset import Rows
+from data.rows import Rows
 from data.errors import UserError, exits_on_user_error
 from train.config import Config
 from train.console import quiet_libraries

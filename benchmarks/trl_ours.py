@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 
 from benchmarks.trl_job import Job, Measured, MemoryMeter, Taken, device_name, installed, shape_of
-from data.dataset import Epochs
+from data.dataset import Dataset
 from data.tokens import Encoder
 from train.adapter import attach_adapter
 from train.allocator import keep_freed_memory
@@ -19,7 +19,7 @@ from train.loop import Parts, train
 from train.model import checkpoint_activations, load_base, load_tokenizer
 from train.optim import build_optimizer
 from train.parallel import start_processes
-from train.recipe import corpus_of, recipe_of
+from train.recipe import open_data
 from train.schedule import Steps, Topology
 from train.settings import validate
 
@@ -42,22 +42,21 @@ def main() -> int:
 def build_parts(job: Job, accelerator: Accelerator) -> Parts:
     """What train/session.py builds for a run, without a run directory."""
     config = validate(job.config, "the benchmark's job")
-    epochs = open_rows(config, Path(job.cache))
+    data = open_rows(config, Path(job.cache))
     base = load_base(config.model, config.quantization, accelerator.device)
     model = attach_adapter(base, config.lora, config.train.seed)
     if config.train.gradient_checkpointing:
         checkpoint_activations(base.model)
     optimizer = build_optimizer((p for p in model.parameters() if p.requires_grad), config.train)
     topology = Topology(0, 1, job.accumulation, config.train.per_device_train_batch_size)
-    steps = Steps(epochs.size, topology.rows_per_step, job.steps)
-    return Parts(model, optimizer, epochs, steps, topology, config.train, accelerator)
+    steps = Steps(data.size, topology.rows_per_step, job.steps)
+    return Parts(model, optimizer, data, steps, topology, config.train, accelerator)
 
 
-def open_rows(config: Config, cache: Path) -> Epochs:
+def open_rows(config: Config, cache: Path) -> Dataset:
     """The rows of a config, as training sees them."""
-    corpus = corpus_of(config)
     tokenizer = load_tokenizer(config.model.name_or_path, config.model.revision)
-    return Epochs(corpus, Encoder(tokenizer), recipe_of(config), cache)
+    return open_data(config, Encoder(tokenizer), cache)
 
 
 if __name__ == "__main__":

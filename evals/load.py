@@ -12,7 +12,7 @@ from bitsandbytes.nn.modules import Linear4bit
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from data.errors import UserError
-from data.render import PromptFormat
+from data.render import Style, style_of_record
 from data.tokens import Encoder
 from train.adapter import load_adapter, require_same_rope
 from train.config import Config
@@ -34,8 +34,14 @@ class Loaded:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     encoder: Encoder
-    prompt_format: PromptFormat
+    prompt_format: Style
     what: str
+
+    @property
+    def end_ids(self) -> list[int]:
+        """The tokens that end an answer: eos, and what else the prompt format ends one with."""
+        ends = [self.encoder.control_ids(token) for token in self.prompt_format.ends]
+        return sorted({self.encoder.eos_id, *(id for ids in ends for id in ids)})
 
 
 def device_here() -> torch.device:
@@ -56,7 +62,8 @@ def load(path: Path, *, adapter: bool = False) -> Loaded:
         return _load_merged(run.merged)
     model = live_model(config, run.adapter, device_here())
     tokenizer = load_tokenizer(config.model.name_or_path, config.model.revision)
-    return Loaded(model, tokenizer, Encoder(tokenizer), prompt_format_of(config.data), f"nf4 base + {run.adapter}")
+    style = prompt_format_of(config.data, tokenizer)
+    return Loaded(model, tokenizer, Encoder(tokenizer), style, f"nf4 base + {run.adapter}")
 
 
 def _load_merged(path: Path) -> Loaded:
@@ -64,7 +71,7 @@ def _load_merged(path: Path) -> Loaded:
     what = str(path) if record["verified"] else f"{path} (NOT verified against the trained model)"
     model = load_dense(path, device_here())
     tokenizer = load_tokenizer(str(path))
-    return Loaded(model, tokenizer, Encoder(tokenizer), PromptFormat(**record["prompt_format"]), what)
+    return Loaded(model, tokenizer, Encoder(tokenizer), style_of_record(record["prompt_format"]), what)
 
 
 def load_dense(path: Path, device: torch.device) -> PreTrainedModel:

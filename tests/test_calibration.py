@@ -9,13 +9,12 @@ import pytest
 from conftest import settings
 from transformers import PreTrainedTokenizerFast
 
-from data.dataset import training_rows
 from data.errors import UserError
 from data.tokens import Encoder
 from export.quantize.calibration import calibration_rows, spread
 from train.config import Config
 from train.quantize_settings import Calibration
-from train.recipe import corpus_of, recipe_of
+from train.recipe import open_data
 from train.run import Run
 
 
@@ -31,7 +30,7 @@ def encoder(tokenizer: PreTrainedTokenizerFast) -> Encoder:
 
 def test_training_rows_are_the_documents_that_were_trained_on(config: Config, encoder: Encoder) -> None:
     found = calibration_rows(Run(config.run_dir), config, encoder, Calibration(samples=4, sequence_length=64))
-    rows, _ = training_rows(corpus_of(config), encoder, recipe_of(config), 0, Run(config.run_dir).cache)
+    rows = open_data(config, encoder, Run(config.run_dir).cache)[0]
     trained = np.concatenate([document.ids for document in rows.documents()])
     assert found.rows.shape == (4, 64)
     for row in found.rows:

@@ -168,7 +168,7 @@ def test_both_separators_and_the_stopping_criteria_are_in_the_card(run: Path) ->
     assert "A chat. USER: {prompt} ASSISTANT: {answer}\n</s>USER:" in card
     assert "the end-of-sequence token `</s>`" in card
     drawn = json.loads((run / "data.json").read_text())["separators"]
-    assert f"{drawn['newline']:,} x newline, {drawn['space']:,} x space" in card
+    assert f"{drawn['newlines']:,} x newline, {drawn['spaces']:,} x space" in card
 
 
 def test_both_bases_where_they_were_measured(run: Path) -> None:

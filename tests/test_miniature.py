@@ -13,7 +13,8 @@ from benchmarks.miniature.base import TINY, make_base
 from benchmarks.miniature.claims import EXTENDED, Limits, check
 from benchmarks.miniature.runs import BEST, CONTROL, LINEAR_2, LINEAR_4, SMALL, YARN_4, configs
 from benchmarks.miniature.tuning_data import instructions, write_tuning_data
-from data.records import Conversation, read_jsonl
+from data.prepare.make import conversations
+from data.prepare.recipe import Source
 from evals.report_card import Measured
 from evals.stdlib_text import Document, held_out
 from evals.subjects import Subject
@@ -74,9 +75,9 @@ def test_instructions_are_airoboros_records_made_of_documented_functions(tmp_pat
 
 def test_tuning_data_never_holds_what_is_measured(tmp_path: Path) -> None:
     data = write_tuning_data(tmp_path, 20_000, 256, 30)
-    texts = [record for record in read_jsonl(data.text, "text") if isinstance(record, Conversation)]
+    texts = list(conversations([Source(str(data.text), "text")]))
     assert sum(len(t.turns[0].response) for t in texts) > 20_000 * 2.5
-    assert len(list(read_jsonl(data.instructions, "auto"))) == 30
+    assert len(list(conversations([Source(str(data.instructions))]))) == 30
     from evals.stdlib_text import documents
 
     kept_apart = {d.text for d in documents() if held_out(d.name)}

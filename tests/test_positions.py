@@ -10,10 +10,12 @@ from conftest import TEXTS, train_tokenizer, write_jsonl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.dataset import Recipe, Source, read_corpus, training_rows, validation_rows
+from data.dataset import Dataset, DataSpec
 from data.errors import UserError
 from data.positions import WindowMix, piece_lengths, skipping
+from data.prepare.recipe import Recipe, Source
 from data.render import PROMPT_FORMATS, draws
+from data.selection import Selection
 from data.tokens import Encoder
 from train.config import Config
 from train.session import run_training
@@ -44,15 +46,21 @@ def test_the_share_of_short_pieces_is_counted_in_tokens(share: float) -> None:
     assert set(lengths) <= {32, 128}
 
 
+# Holds out one or more of the six texts, and not all.
+HELD_OUT_SEED = 5
+
+
 @pytest.fixture
 def long_text(tmp_path: Path) -> Path:
     return write_jsonl(tmp_path / "text.jsonl", [{"text": " ".join(TEXTS) * 20 + str(n)} for n in range(6)])
 
 
-def rows_of(path: Path, cache: Path, epoch: int = 0, **changes):
-    recipe = Recipe("airoboros-2.2", PROMPT_FORMATS["airoboros-2.2"], 128, validation_fraction=0.3, seed=5, **changes)
-    corpus, encoder = read_corpus([Source(path, "text")]), Encoder(train_tokenizer(TEXTS))
-    return training_rows(corpus, encoder, recipe, epoch, cache)[0], validation_rows(corpus, encoder, recipe, cache)
+def rows_of(path: Path, cache: Path, epoch: int = 0, pose_length: int | None = None, **changes):
+    recipe = Recipe("airoboros-2.2", PROMPT_FORMATS["airoboros-2.2"], 128, seed=5, **changes)
+    selection = Selection(validation_fraction=0.3, seed=HELD_OUT_SEED)
+    spec = DataSpec((Source(str(path), "text"),), recipe, selection, pose_length=pose_length)
+    data = Dataset(spec, Encoder(train_tokenizer(TEXTS)), cache)
+    return data[epoch], data.validation()
 
 
 def test_mixed_windows_lose_no_token_and_differ_between_epochs(long_text: Path, tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 
 from data.errors import UserError, exits_on_user_error
+from data.prepare.recipe import Source
+from data.read.inputs import is_hub_name
 from train.allocator import keep_freed_memory
 from train.config import Config
 from train.config_help import help_text
@@ -13,6 +15,7 @@ from train.console import Board, quiet_libraries
 from train.model import NotAtHandError, check_positions
 from train.parallel import start_processes
 from train.plan import describe, estimate
+from train.recipe import sources_of
 from train.run import config_yaml
 from train.settings import load_config, stage_configs
 from train.stages import run_whole
@@ -43,15 +46,24 @@ def show(config: Config) -> None:
     for stage in stage_configs(config) or [config]:
         if stage is not config:
             board.say(f"stage {stage.run_dir.name}:")
-        for source in stage.data.sources:
-            if not (is_hub_name(source.path) or exists(source.path)):
-                board.warn(f"{source.path}: no such file yet")
+        for source in sources_of(stage.data):
+            _warn_if_missing(source, board)
         try:
             model_config, spec = check_positions(stage, offline=True)
             board.say(*describe(estimate(stage, model_config), spec))
         except NotAtHandError as error:
             board.warn(f"{error.where} is not on this machine yet: memory and rope cannot be planned")
     board.say("the config is valid; nothing was run (--dry-run)")
+
+
+def _warn_if_missing(source: Source, board: Board) -> None:
+    """A plan may be made before its data; a dataset on the hub is not fetched for a plan."""
+    if is_hub_name(source.path):
+        return
+    try:
+        source.inputs()
+    except UserError as error:
+        board.warn(f"{error.where}: {error.found} (yet)")
 
 
 def _parser() -> argparse.ArgumentParser:

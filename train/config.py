@@ -14,7 +14,7 @@ from pydantic import Field, PositiveInt, field_validator, model_validator
 from data.formats.detect import Format
 from data.pack import Packing
 from data.prepare.recipe import OnTooLong
-from data.render import PROMPT_FORMATS
+from data.render import STYLES
 from train.quantize_settings import Quantize
 from train.rope_settings import RopeScaling
 from train.section import NonNegative, Positive, Probability, Section
@@ -163,8 +163,8 @@ class Data(Section):
     @field_validator("prompt_format")
     @classmethod
     def _known_format(cls, value: str) -> str:
-        if value not in PROMPT_FORMATS:
-            raise ValueError(f"not a prompt format; choose one of {', '.join(PROMPT_FORMATS)}")
+        if value not in STYLES:
+            raise ValueError(f"not a prompt format; choose one of {', '.join(STYLES)}")
         return value
 
 

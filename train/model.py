@@ -104,9 +104,9 @@ def check_positions(config: Config, *, offline: bool = False) -> tuple[Pretraine
     if spec.rope_type == "dynamic":
         found = "dynamic, whose frequencies depend on the rows that came before"
         raise UserError("model.rope_scaling.rope_type", found, "train with yarn or ntk; dynamic is for inference")
-    if spec.looks_at_length and (config.data.packing or config.train.per_device_train_batch_size > 1):
+    if spec.looks_at_length and (config.data.packing == "best_fit" or config.train.per_device_train_batch_size > 1):
         found = "longrope with two sets: a short document would get the frequencies of a long neighbour"
-        todo = "set data.packing=false and train.per_device_train_batch_size=1"
+        todo = "set data.packing=none and train.per_device_train_batch_size=1"
         raise UserError("model.rope_scaling.rope_type", found, todo)
     return model_config, spec
 

@@ -121,7 +121,7 @@ def _open_model(config: Config, accelerator: Accelerator, board: Board) -> tuple
     base = load_base(config.model, config.quantization, accelerator.device)
     board.say(f"rope verified in the live model: inv_freq within {base.rope_error:.1e} of the closed form")
     model = attach_adapter(base, config.lora, config.train.seed)
-    if config.data.packing or config.train.per_device_train_batch_size > 1:
+    if config.data.packing == "best_fit" or config.train.per_device_train_batch_size > 1:
         check_isolation(base.model)
         board.say(f"packing verified: documents do not see each other ({base.model.config._attn_implementation})")
     if config.train.gradient_checkpointing:

@@ -94,7 +94,7 @@ def write_merge(source: Source, onto: Onto, form: Form, folder: Path, say: Say) 
     source.rope.save(folder)
     write_generation_config(folder, source.base)
     window = source.rope.max_position_embeddings
-    write_tokenizer(folder, source.base, source.tokenizer, prompt_format_of(config.data), window)
+    write_tokenizer(folder, source.base, source.tokenizer, prompt_format_of(config.data, source.tokenizer), window)
     write_vocabulary(folder, source.vocabulary, source.tokenizer)
 
 
@@ -120,7 +120,7 @@ def publish(source: Source, shipped: Shipped, onto: Onto, form: Form) -> Shipped
         "revision": source.config.model.revision,
         "adapter_sha256": adapter_sha256(source.run),
         "rope": asdict(shipped.rope),
-        "prompt_format": asdict(prompt_format_of(source.config.data)),
+        "prompt_format": asdict(prompt_format_of(source.config.data, source.tokenizer)),
     }
     (shipped.folder / MERGE_RECORD).write_text(json.dumps(record, indent=2) + "\n")
     write_manifest(shipped.folder, source.provenance(), source.base_record(), asdict(source.vocabulary), record)

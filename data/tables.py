@@ -24,9 +24,9 @@ _FATES = {
     "untrained": "untrained",
     "truncated": "cut",
     "split": "split",
-    "times": "in epoch",
 }
 _TOKENS = {
+    "times": "in epoch",
     "documents": "documents",
     "tokens": "tokens",
     "trained_tokens": "trained",

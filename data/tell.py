@@ -72,7 +72,7 @@ def outcomes(report: Report) -> dict[str, int]:
     total = report.total
     return {
         "kept": total.kept - total.truncated,
-        "kept, the end cut off": total.truncated,
+        "kept with the end cut off": total.truncated,
         "held out": total.held_out,
         "excluded": total.excluded,
         "sampled out": total.sampled_out,
@@ -116,7 +116,7 @@ def _source(source: SourceCount) -> Iterator[str]:
 def _equation(report: Report) -> str:
     """read = kept + ...; outcomes without a record are left out."""
     found = " + ".join(f"{count:,} {outcome}" for outcome, count in outcomes(report).items() if count)
-    split = f"; {report.total.split:,} of them split into several documents" if report.total.split else ""
+    split = f"; {report.total.split:,} of the kept ones are split into several" if report.total.split else ""
     return f"{counted(report.read, 'record')} read = {found}{split}"
 
 

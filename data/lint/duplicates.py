@@ -19,7 +19,7 @@ import numpy as np
 from data.conversation import Conversation
 from data.errors import UserError
 from data.lint.words import runs, text_of, words
-from data.wording import counted, places
+from data.wording import counted
 
 SHINGLE = 3
 LIMIT = 200_000
@@ -90,7 +90,7 @@ class NearDuplicates:
             found = [
                 f"near duplicates: {self.records:,} of {compared}, in {counted(len(self.groups), 'group')} ({alike})"
             ]
-        found += [f"  {places([pair.first, pair.second])}: {pair.similarity:.0%}" for pair in self.pairs[:_TOLD]]
+        found += [f"  {pair.first} and {pair.second}: {pair.similarity:.0%}" for pair in self.pairs[:_TOLD]]
         if self.looked_at < self.of:
             rest = f"a sample of {self.looked_at:,} of {counted(self.of, 'record')} was looked at"
             found.append(f"  {rest}, for memory: there may be more in the whole")

@@ -8,6 +8,9 @@ What makes it exact, where transformers 5's own conversion is not:
   with the longer left half first does the same.
 - The space before a text is put there by the normalizer, also before a text that begins with a space.
 
+Not exact: user-defined pieces in a model that also puts a space before each text (after such a piece the fast tokenizer
+puts another one). No model of the Llama family has both; `scripts.tokenizer` would find it and write nothing.
+
 SentencePiece: Kudo and Richardson 2018, https://arxiv.org/abs/1808.06226; its `bpe_model.cc` for the order of merges.
 """
 

@@ -9,7 +9,7 @@ What makes it exact, where transformers 5's own conversion is not:
 - The space before a text is put there by the normalizer, also before a text that begins with a space.
 
 Not exact: user-defined pieces in a model that also puts a space before each text (after such a piece the fast tokenizer
-puts another one). No model of the Llama family has both; `scripts.tokenizer` would find it and write nothing.
+puts another one). Llama-2 and Mistral have none; `scripts.tokenizer` finds such a difference and writes nothing.
 
 SentencePiece: Kudo and Richardson 2018, https://arxiv.org/abs/1808.06226; its `bpe_model.cc` for the order of merges.
 """

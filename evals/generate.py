@@ -109,7 +109,7 @@ def _stream(loaded: Loaded, ids: list[int], sampling: Sampling) -> Generator[str
         "stopping_criteria": [halt],
         "max_new_tokens": sampling.max_new_tokens,
         "repetition_penalty": sampling.repetition_penalty,
-        "eos_token_id": loaded.encoder.eos_id,
+        "eos_token_id": loaded.end_ids,
         "pad_token_id": loaded.encoder.eos_id,
         **choice,
     }

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.errors import UserError, exits_on_user_error
 from data.conversation import Turn
+from data.errors import UserError, exits_on_user_error
 from evals.generate import Sampling, stream_reply
 from evals.load import Loaded, load
 from scripts._arguments import at_least
@@ -21,8 +21,8 @@ def main() -> int:
     arguments = _parser().parse_args()
     quiet_libraries()
     sampling = Sampling(arguments.max_new_tokens, arguments.temperature, arguments.top_p, arguments.repetition_penalty)
-    stops = ("USER:", *(f"{name}:" for name in arguments.stop))
     loaded = load(arguments.run, adapter=arguments.adapter)
+    stops = (*loaded.prompt_format.stops, *(f"{name}:" for name in arguments.stop))
     if arguments.prompt is not None:
         if not arguments.prompt.strip():
             raise UserError("--prompt", "empty", "give it the text to answer")

@@ -31,6 +31,7 @@ from data.render import (
     style_of_record,
 )
 from data.tokens import Encoder
+from export.card.training import prompt_example, separators_trained
 
 CHATML = (
     "{% for message in messages %}"
@@ -271,3 +272,19 @@ def test_equal_to_the_lineages_chat_format() -> None:
             assert ours == f"<s>{theirs}</s>"
             compared += 1
     assert compared >= 30
+
+
+def test_what_ends_an_answer() -> None:
+    chatml = TemplateFormat.of(with_markup(train_tokenizer(TEXTS), CHATML))
+    assert (chatml.ends, chatml.stops) == (("<|im_end|>",), ())
+    assert (Llama2Format().ends, Llama2Format().stops) == (("eos",), ("[INST]",))
+    assert PROMPT_FORMATS["vicuna_v1.1"].stops == ("USER:",)
+
+
+@pytest.mark.parametrize("name", ["llama-2", "tokenizer"])
+def test_the_card_shows_styles_without_separators(name: str) -> None:
+    style = style_named(name, with_markup(train_tokenizer(TEXTS), CHATML))
+    shown = prompt_example(style, "", "</s>")
+    assert separators_trained(style) == {}
+    assert shown.endswith("{next prompt} [/INST]" if name == "llama-2" else "<|im_start|>assistant\n")
+    assert shown.startswith("[INST] <<SYS>>" if name == "llama-2" else "<|im_start|>system")

@@ -2,17 +2,23 @@ from __future__ import annotations
 
 import itertools
 import json
+import pickle
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SHARED, TEXTS, sentencepiece_like, train_tokenizer
+from conftest import ROOT, SHARED, TEXTS, sentencepiece_like, train_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import AddedToken
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from data.records import Conversation, Turn, parse_record
 from data.render import BEGIN, END, PROMPT_FORMATS, Span, always, render, render_prompt
-from data.tokens import Encoder, Example, chunks, common_prefix_length, fit
+from data.tokens import NO_END, Encoder, Example, chunks, common_prefix_length, fit
 
 FORMAT = PROMPT_FORMATS["airoboros-2.2"]
 ENCODERS = {"bpe": Encoder(train_tokenizer(TEXTS)), "sentencepiece": Encoder(sentencepiece_like())}
@@ -94,6 +100,135 @@ def test_long_text_is_cut_into_chunks_that_lose_at_most_one_token() -> None:
     assert np.concatenate([piece.ids for piece in pieces]).tolist() == whole.ids[: sum(map(len, pieces))].tolist()
     assert len(whole) - sum(map(len, pieces)) <= 1
     assert all(not piece.trained[0] and piece.trained[1:].all() for piece in pieces)
+
+
+# --- a block of documents in one call, against the rules said one by one ---
+
+PIECES = [
+    "A chat.",
+    "\nUSER: ",
+    "</s>",
+    "<s>",
+    " ",
+    "  ",
+    "\n",
+    "ASSISTANT: ",
+    "Hello there",
+    "日本",
+    "🙂",
+    "def f():\n    x",
+    ":",
+]
+TEXT = st.lists(st.sampled_from(PIECES), max_size=5).map("".join)
+SPANS = st.one_of(
+    st.builds(Span, TEXT, st.booleans()),
+    st.sampled_from([BEGIN, END, Span("</s>", trained=True, control=True), Span("<s>", trained=False, control=True)]),
+)
+
+
+def one_by_one(encoder: Encoder, spans: Sequence[Span]) -> Example:
+    """The rules, slowly: text between control tokens in one go; training from where the prompt alone would end."""
+    ids: list[int] = []
+    trained: list[bool] = []
+    starts: list[int] = []
+    ends: list[int] = []
+    index = 0
+    while index < len(spans):
+        if spans[index].control:
+            control = encoder.control_ids(spans[index].text)
+            if spans[index].trained and ends and ends[-1] == NO_END:
+                ends[-1] = len(ids)
+            ids += control
+            trained += [spans[index].trained] * len(control)
+            index += 1
+            continue
+        texts = list(itertools.takewhile(lambda span: not span.control, spans[index:]))
+        prompt = list(itertools.takewhile(lambda span: not span.trained, texts))
+        response = list(itertools.takewhile(lambda span: span.trained, texts[len(prompt) :]))
+        before, after = ("".join(span.text for span in part) for part in (prompt, response))
+        together, seen = encoder.text_ids(before + after), encoder.text_ids(before.rstrip(" "))
+        first = common_prefix_length(together, seen) if response else len(together)
+        if response:
+            starts.append(len(ids) + first)
+            ends.append(NO_END)
+        ids += together
+        trained += [False] * first + [True] * (len(together) - first)
+        index += len(prompt) + len(response)
+    if trained:
+        trained[0] = False
+    return Example(*(np.asarray(values) for values in (ids, trained, starts, ends)))
+
+
+def same(a: Example, b: Example) -> bool:
+    fields = ("ids", "trained", "turn_starts", "turn_ends")
+    return all(getattr(a, name).tolist() == getattr(b, name).tolist() for name in fields)
+
+
+@pytest.mark.parametrize("encoder", ENCODERS.values(), ids=ENCODERS)
+@given(documents=st.lists(st.lists(SPANS, max_size=7), max_size=4))
+def test_a_block_is_encoded_as_its_documents_are(encoder: Encoder, documents: list[list[Span]]) -> None:
+    block = encoder.encode_all(documents)
+    assert [len(example) for example in block] == [len(example.trained) for example in block]
+    assert all(map(same, block, [one_by_one(encoder, spans) for spans in documents]))
+    assert all(map(same, block, [encoder.encode(spans) for spans in documents]))
+
+
+@pytest.mark.parametrize("encoder", ENCODERS.values(), ids=ENCODERS)
+def test_turns_are_counted(encoder: Encoder) -> None:
+    example = encode(encoder, ("Hi", "4"), ("More?", "Sure, and a good morning to you!"))
+    assert example.turn_ends.tolist() == np.flatnonzero(example.ids == encoder.eos_id).tolist()
+    lengths = [int(example.trained[start:end].sum()) for start, end in zip(example.turn_starts, example.turn_ends)]
+    assert example.response_lengths().tolist() == lengths
+    cut = example.first(int(example.turn_ends[1]))
+    assert cut.turn_ends.tolist() == [example.turn_ends[0], NO_END]
+    assert cut.response_lengths().tolist() == lengths
+    assert len(example.first(int(example.turn_starts[1])).turn_ends) == 1
+
+
+def test_an_encoder_travels_without_transformers(tmp_path: Path) -> None:
+    """A worker unpickles it and encodes the same ids, and imports neither torch nor transformers for that."""
+    encoder = ENCODERS["sentencepiece"]
+    spans = (BEGIN, Span("USER: Say </s>. ASSISTANT: ", False), Span("</s>", True), END)
+    (tmp_path / "job").write_bytes(pickle.dumps((encoder, spans)))
+    code = (
+        "import pickle, sys; from pathlib import Path; "
+        "encoder, spans = pickle.loads(Path(sys.argv[1]).read_bytes()); "
+        "print(encoder.encode(spans).ids.tolist(), encoder.fingerprint, {'torch', 'transformers'} & set(sys.modules))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "job")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == f"{encoder.encode(spans).ids.tolist()} {encoder.fingerprint} set()"
+
+
+def test_truncation_and_padding_of_a_tokenizer_do_not_act() -> None:
+    tokenizer = train_tokenizer(TEXTS)
+    ids = Encoder(tokenizer).text_ids(TEXTS[0])
+    tokenizer.backend_tokenizer.enable_truncation(3)
+    tokenizer.backend_tokenizer.enable_padding(length=200)
+    encoder = Encoder(tokenizer)
+    assert encoder.text_ids(TEXTS[0]) == ids
+    assert [len(example) for example in encoder.encode_all([[Span("a", True)], [Span(TEXTS[0], True)]])] == [
+        1,
+        len(ids),
+    ]
+
+
+class SlowTokenizer:
+    """As much of a tokenizer without a Rust backend as an Encoder asks for: one id a character."""
+
+    bos_token, eos_token = None, "</s>"
+    bos_token_id, eos_token_id = None, 7
+    added_tokens_decoder = {7: AddedToken("</s>", special=True)}
+
+    def __call__(self, text: str, **_: object) -> dict[str, list[int]]:
+        return {"input_ids": [ord(character) + 10 for character in text]}
+
+
+def test_a_slow_tokenizer_is_asked_itself() -> None:
+    encoder = Encoder(SlowTokenizer())  # type: ignore[arg-type]
+    example = encoder.encode(render(conversation(("Hi", "You")), FORMAT, always(0.0)))
+    assert example.ids[example.trained].tolist() == [ord(c) + 10 for c in " You\n"] + [7]
+    assert same(pickle.loads(pickle.dumps(encoder)).encode([Span("a", True)]), encoder.encode([Span("a", True)]))
 
 
 # --- real tokenizers, where they are at hand ---

@@ -54,6 +54,7 @@ class Style(Protocol):
     Attributes:
         takes_system: whether a record's own system prompt is used.
         is_random: whether two epochs can differ.
+        ends: the control tokens that end a response; stops: text that would begin a turn that is not the model's.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
@@ -63,6 +64,12 @@ class Style(Protocol):
 
     @property
     def is_random(self) -> bool: ...
+
+    @property
+    def ends(self) -> tuple[str, ...]: ...
+
+    @property
+    def stops(self) -> tuple[str, ...]: ...
 
     def render(self, conversation: Conversation, draw: Draw) -> tuple[Span, ...]:
         """The spans of a conversation of kind "chat"."""

@@ -24,7 +24,7 @@ from typing import Literal
 from data.conversation import Conversation, Turn
 from data.render.draws import Draw, always
 from data.render.jinja import quoted
-from data.render.spans import BEGIN, END, Span
+from data.render.spans import BEGIN, END, EOS, Span
 
 SeparatorDraw = Literal["independent", "shared"]
 
@@ -63,6 +63,16 @@ class PromptFormat:
         """Whether two epochs can differ."""
         chances = (self.space_probability, self.plainformat_newline or 0.0)
         return any(0.0 < chance < 1.0 for chance in chances)
+
+    @property
+    def ends(self) -> tuple[str, ...]:
+        """The control tokens that end a response."""
+        return (EOS,)
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The text with which a turn begins that is not the model's."""
+        return ("USER:",)
 
     @property
     def usual_separator(self) -> str:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from data.conversation import Conversation, Turn
 from data.render.draws import Draw, always
 from data.render.jinja import quoted
-from data.render.spans import BEGIN, END, Span
+from data.render.spans import BEGIN, END, EOS, Span
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,16 @@ class Llama2Format:
     def is_random(self) -> bool:
         """Nothing is drawn."""
         return False
+
+    @property
+    def ends(self) -> tuple[str, ...]:
+        """The control tokens that end a response."""
+        return (EOS,)
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The text with which a turn begins that is not the model's."""
+        return ("[INST]",)
 
     def render(self, conversation: Conversation, draw: Draw) -> tuple[Span, ...]:
         """The spans of a conversation: each turn between bos and eos."""

@@ -82,6 +82,17 @@ class TemplateFormat:
         """Nothing is drawn."""
         return False
 
+    @property
+    def ends(self) -> tuple[str, ...]:
+        """The control tokens that end a response."""
+        skeleton = _skeleton(self, False, 1, waiting=False)
+        return tuple(part.text for part in skeleton if isinstance(part, Span) and part.trained and part.control)
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """No text: control tokens part the turns."""
+        return ()
+
     def render(self, conversation: Conversation, draw: Draw) -> tuple[Span, ...]:
         """The spans of a conversation.
 

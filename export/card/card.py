@@ -162,8 +162,8 @@ def _context(facts: Facts) -> dict[str, Any]:
 
 def _prompt_context(facts: Facts) -> dict[str, Any]:
     separators = training.separators_trained(facts.prompt_format)
-    prompts = [(name, training.prompt_example(facts.prompt_format, name, facts.eos)) for name in separators]
-    usual = "a space" if facts.prompt_format.space_probability > 0.5 else "a newline"
+    prompts = [(name, training.prompt_example(facts.prompt_format, name, facts.eos)) for name in separators or [""]]
+    usual = "a space" if separators.get("space", 0.0) > 0.5 else "a newline"
     drawn = training.separators_drawn(facts.stages[-1])
     return {"separators": separators, "prompts": prompts, "usual": usual, "drawn": drawn}
 

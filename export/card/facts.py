@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import UserError
-from data.render import PromptFormat
+from data.render import Style, style_of_record
 from evals.load import MERGE_RECORD
 from export.artefact import Artefact, artefacts
 from export.card.licence import Licence, licence_of_base, licence_of_data
@@ -18,6 +18,7 @@ from export.merge.model import MERGES, require_of_this_run
 from export.merge.source import adapter_sha256
 from train.base_identity import hub_name, name_to_publish, recorded
 from train.config import Config
+from train.model import load_tokenizer
 from train.recipe import prompt_format_of
 from train.rope import RopeSpec
 from train.rope_settings import RopeScaling
@@ -118,7 +119,7 @@ class Facts:
     config: Config
     config_yaml: str
     spec: RopeSpec
-    prompt_format: PromptFormat
+    prompt_format: Style
     eos: str | None
     environment: dict[str, Any]
     stages: tuple[Stage, ...]
@@ -162,7 +163,7 @@ def gather(path: Path, options: Options) -> Facts:
         config=config,
         config_yaml=run.config.read_text(),
         spec=RopeSpec.load(run.adapter),
-        prompt_format=prompt_format_of(config.data),
+        prompt_format=_style(config, merge),
         eos=_eos(folder),
         environment=read_json(path / "environment.json") or {},
         stages=_stages(run),
@@ -174,6 +175,15 @@ def gather(path: Path, options: Options) -> Facts:
         base_licence=licence_of_base(base, options.base_license, revision=config.model.revision, on_hub=bool(on_hub)),
         data_licence=licence_of_data(options.data_license),
     )
+
+
+def _style(config: Config, merge: Merge | None) -> Style:
+    """The style of the merged model, or the one that the config names."""
+    if merge and "prompt_format" in merge.record:
+        return style_of_record(merge.record["prompt_format"])
+    model = config.model
+    own = config.data.prompt_format == "tokenizer"
+    return prompt_format_of(config.data, load_tokenizer(model.name_or_path, model.revision) if own else None)
 
 
 def merge_of(run: Path) -> Merge | None:

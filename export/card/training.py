@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from data.conversation import Conversation, Turn
-from data.render import BOS, EOS, PromptFormat, always, render
+from data.render import BOS, EOS, PromptFormat, Style, always, render_prompt
 from export.card.facts import Facts, Progress, Stage
 from train.rope import RopeSpec
 
@@ -24,18 +24,27 @@ METHODS = {
 }
 
 
-def separators_trained(prompt_format: PromptFormat) -> dict[str, float]:
+def separators_trained(prompt_format: Style) -> dict[str, float]:
     """How often each separator stands where one does, by name; those that never do are left out."""
+    if not isinstance(prompt_format, PromptFormat):
+        return {}
     shares = {"newline": 1.0 - prompt_format.space_probability, "space": prompt_format.space_probability}
     return {name: share for name, share in shares.items() if share > 0.0}
 
 
-def prompt_example(prompt_format: PromptFormat, separator: str, eos: str | None) -> str:
-    """Two turns, written as the model saw them in training, up to where the second answer begins."""
+def prompt_example(prompt_format: Style, separator: str, eos: str | None) -> str:
+    """Two turns, written as the model saw them in training, up to where the second answer begins.
+
+    A beginning-of-sequence token in front is left out: tokenizers add it.
+    """
     turns = (Turn("{prompt}", "{answer}"), Turn("{next prompt}", ""))
-    spans = render(Conversation("", "", None, turns), prompt_format, always(DRAWS[separator]))[:-2]
-    control = {BOS: "", EOS: eos or "(end of sequence)"}
-    return "".join(control[span.text] if span.control else span.text for span in spans).rstrip(" ")
+    if isinstance(prompt_format, PromptFormat):
+        spans = prompt_format.render(Conversation("", "", None, turns), always(DRAWS[separator]))[:-2]
+    else:
+        spans = render_prompt(turns[:1], turns[1].prompt, None, prompt_format)
+    control = {BOS: "<s>" if eos == "</s>" else "(beginning of sequence)", EOS: eos or "(end of sequence)"}
+    shown = spans[1:] if spans[0].text == BOS else spans
+    return "".join(control.get(span.text, span.text) if span.control else span.text for span in shown).rstrip(" ")
 
 
 def training_rows(facts: Facts, stage: Stage) -> list[tuple[str, str]]:
@@ -46,11 +55,12 @@ def training_rows(facts: Facts, stage: Stage) -> list[tuple[str, str]]:
     modules = lora.target_modules if isinstance(lora.target_modules, str) else ", ".join(lora.target_modules)
     in_full = f"; in full: {', '.join(lora.modules_to_save)}" if lora.modules_to_save else ""
     batch = f"{train.per_device_train_batch_size} x {train.gradient_accumulation_steps} rows a step on each process"
+    packed = "packed" if config.data.packing == "best_fit" else "one record each"
     length = f"{train.max_steps:,} steps asked for" if train.max_steps else f"epochs: {train.num_train_epochs:g}"
     rows = [
         ("base", base),
         ("LoRA", f"r {lora.r}, alpha {lora.lora_alpha:g}, dropout {lora.lora_dropout:g}, on {modules}{in_full}"),
-        ("rows", f"up to {config.model.max_length:,} tokens, {'packed' if config.data.packing else 'one record each'}"),
+        ("rows", f"up to {config.model.max_length:,} tokens, {packed}"),
         ("optimizer", f"{train.optim}, learning rate {train.learning_rate:g}, {train.lr_scheduler_type}"),
         ("batch", f"{batch}; {length}"),
         ("seed", str(train.seed)),
@@ -97,16 +107,18 @@ def software(facts: Facts) -> str:
 
 def sources(stage: Stage) -> list[str]:
     """Each data file with its hash and what was read from it."""
+    files = [file for source in (stage.data or {}).get("sources", []) for file in source["files"]]
     return [
-        f"`{Path(s['path']).name}`: {s['read']:,} records read, {len(s['rejected'])} rejected, sha256 `{s['sha256']}`"
-        for s in (stage.data or {}).get("sources", [])
+        f"`{Path(f['name']).name}`: {f['read']:,} records read, {f['rejected']} rejected, sha256 `{f['sha256']}`"
+        for f in files
     ]
 
 
 def separators_drawn(stage: Stage) -> str:
     """How often each separator stood before an answer in the first epoch; empty where it was not counted."""
-    counts = (stage.data or {}).get("separators") or {}
-    return ", ".join(f"{count:,} x {name}" for name, count in sorted(counts.items()))
+    found = (stage.data or {}).get("separators") or {}
+    counts = {"newline": found.get("newlines"), "space": found.get("spaces")}
+    return ", ".join(f"{count:,} x {name}" for name, count in counts.items() if count)
 
 
 def trained_positions(facts: Facts) -> int:

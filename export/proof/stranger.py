@@ -10,20 +10,21 @@ import json
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from data.conversation import Conversation
 from data.errors import UserError
-from data.records import Conversation
-from data.render import PromptFormat, draws, render
+from data.prepare.make import conversations
+from data.render import Style, draws, render
 from data.tokens import Encoder
 from export.merge.model import MergedModel
 from export.merge.weights import EMBEDDING
-from train.recipe import corpus_of, prompt_format_of
+from train.recipe import prompt_format_of, sources_of
 from train.rope import RopeSpec
 from train.rope_spelling import gguf_keys, rope_freqs, rope_parameters, written_theta, written_window
 
@@ -63,7 +64,7 @@ class Expected:
 
 
 def training_prompt(
-    conversations: tuple[Conversation, ...], encoder: Encoder, prompt_format: PromptFormat, seed: int
+    records: Iterable[Conversation], encoder: Encoder, prompt_format: Style, seed: int
 ) -> tuple[str, list[int]]:
     """The first record's prompt as epoch 0 rendered it, without its trailing space, and the ids that were trained.
 
@@ -73,7 +74,7 @@ def training_prompt(
     Raises:
         UserError: no record has a prompt.
     """
-    for conversation in conversations:
+    for conversation in records:
         spans = render(conversation, prompt_format, draws(seed, 0, conversation.key))
         answer = next(index for index, span in enumerate(spans) if span.trained)
         texts = [index for index in range(answer) if not spans[index].control]
@@ -106,9 +107,9 @@ def expected_of(merged: MergedModel) -> Expected:
     Raises:
         UserError: the training records are no longer there, or none of them has a prompt.
     """
-    conversations = corpus_of(merged.config).conversations
-    prompt_format, seed = prompt_format_of(merged.config.data), merged.config.train.seed
-    prompt, ids = training_prompt(conversations, merged.encoder, prompt_format, seed)
+    records = conversations(sources_of(merged.config.data))
+    prompt_format, seed = prompt_format_of(merged.config.data, merged.encoder.tokenizer), merged.config.train.seed
+    prompt, ids = training_prompt(records, merged.encoder, prompt_format, seed)
     rows = merged.shapes[EMBEDDING][0]
     return Expected(merged.spec, rows, merged.encoder.bos_ids, merged.encoder.eos_id, prompt, ids)
 

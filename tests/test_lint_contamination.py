@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from data.conversation import Conversation, Turn, content_key
 from data.errors import UserError
-from data.lint.contamination import Match, contamination, index, look
+from data.lint.contamination import Match, Overlap, contamination, index, look
 from data.lint.evaluations import read_evaluations
 from data.lint.words import runs, words
 
@@ -161,3 +161,27 @@ def test_a_directory_is_no_evaluation_file(tmp_path: Path) -> None:
     (tmp_path / "a.txt").mkdir()
     with pytest.raises(UserError, match="is a directory"):
         read_evaluations([tmp_path / "a.txt"])
+
+
+def test_what_was_found_is_told_in_plain_words() -> None:
+    text = " ".join(ALPHABET)
+    corpus = [said("Spell!", f"So \x1b[31m: {text}", origin=f"a:{n}") for n in range(4)]
+    (touched, clean) = contamination(
+        corpus, [("spoken.txt", [text, "too short"]), ("other.txt", ["one " * 13])]
+    ).overlaps
+    assert touched.lines(13, 4) == [
+        "contamination: 4 of 4 records hold 13 words in a row of spoken.txt (1 of its 2 texts)",
+        *(f"  a:{n}: {text}" for n in range(3)),
+        "  1 text of fewer than 13 words cannot be found",
+    ]
+    assert clean.lines(13, 4) == ["contamination: no 13 words in a row of other.txt (1 text) stand in the 4 records"]
+    whole = contamination(corpus, [("spoken.txt", [text]), ("other.txt", ["one " * 13])])
+    assert whole.lines() == [line for overlap in whole.overlaps for line in overlap.lines(13, 4)]
+
+
+def test_long_matches_are_cut_and_cannot_reach_the_terminal() -> None:
+    overlap = Overlap("a.txt", 1, 0, frozenset({0}), 1, (Match("a:1", "\x1b[31m " + "word " * 60),))
+    line = overlap.lines(13, 9)[1]
+    assert line.startswith("  a:1: \\x1b[31m word")
+    assert line.endswith("...")
+    assert len(line) == len("  a:1: ") + 100

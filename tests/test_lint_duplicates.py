@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from data.conversation import Conversation, Turn, content_key
 from data.errors import UserError
-from data.lint.duplicates import NearDuplicates, jaccard, near_duplicates, shingles
+from data.lint.duplicates import NearDuplicates, Pair, jaccard, near_duplicates, shingles
 from data.lint.words import words
 
 # In mit-mix.jsonl, by line.
@@ -210,3 +210,26 @@ def test_real_records() -> None:
     assert {(pair.first, pair.second) for pair in found.pairs} == GROUPS
     assert found.records == 14
     assert found.copies == 0
+
+
+def test_what_was_found_is_told_in_plain_words() -> None:
+    groups = (("a:1", "a:2", "a:9"), ("b:3", "c:4"))
+    pairs = (Pair("a:1", "a:9", 0.934), Pair("b:3", "c:4", 1.0))
+    assert NearDuplicates(0.8, groups, pairs, copies=2, looked_at=500, of=500).lines() == [
+        "near duplicates: 5 of 498 different records, in 2 groups (at least 80% alike in runs of three words)",
+        "  a:1 and a:9: 93%",
+        "  b:3 and c:4: 100%",
+    ]
+    assert NearDuplicates(0.9, (), (), copies=0, looked_at=1, of=1).lines() == [
+        "near duplicates: none in 1 different record (at least 90% alike in runs of three words)"
+    ]
+
+
+def test_what_was_not_looked_at_is_told() -> None:
+    pairs = tuple(Pair(f"a:{n}", f"b:{n}", 0.9) for n in range(5))
+    groups = tuple(pair[:2] for pair in pairs)
+    found = NearDuplicates(0.8, groups, pairs, copies=0, looked_at=1000, of=5000, crowded=7).lines()
+    assert [line.split(":")[0] for line in found[1:4]] == ["  a", "  a", "  a"]
+    assert found[4].startswith("  a sample of 1,000 of 5,000 records was looked at")
+    assert found[5].startswith("  later records were not compared with 7 of them: ")
+    assert len(found) == 6

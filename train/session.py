@@ -100,12 +100,12 @@ def _open_data(
     encoder = Encoder(load_tokenizer(config.model.name_or_path, config.model.revision))
     dataset = open_data(config, encoder, run.cache, board.say)
     require_same_start(run, dataset.sources.sha256, topology.rows_per_step)
-    accelerator.wait_for_everyone()
+    with accelerator.main_process_first(), accelerator.local_main_process_first():
+        assert len(dataset[0])
+    # Only now is the directory this run's: data that stopped it can be mended and the config changed.
     if accelerator.is_main_process:
         record_start(run, config, f"{accelerator.num_processes} x {accelerator.device.type}")
         _tell_tokenizer(config, encoder, board)
-    with accelerator.main_process_first(), accelerator.local_main_process_first():
-        assert len(dataset[0])
     return dataset
 
 

@@ -102,7 +102,8 @@ def _limits(axes: Axes, bins: list[Bin], limits: dict[str, int]) -> None:
         axes.axvline(place, color="black", lw=1.2, ls="-" if name == "max_length" else ":")
         side = "right" if place > last / 2 else "left"
         text, high = f" {name}: {limit:,} ", 0.98 - 0.07 * number
-        axes.text(place, high, text, ha=side, va="top", fontsize=8, transform=axes.get_xaxis_transform())
+        label = axes.text(place, high, text, ha=side, va="top", fontsize=8, transform=axes.get_xaxis_transform())
+        label.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0})  # another limit's line may pass here
 
 
 def _legend_above(axes: Axes) -> None:

@@ -22,12 +22,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from tokenizers import Tokenizer
 
+from data.pieces import Piece, pieces_of
 from data.render.spans import BOS, EOS, Span
+from data.seams import Seams, seams_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TooLong = Literal["truncate", "drop"]
+_MANY = 16  # documents in a block
 NO_END = -1  # in Example.turn_ends: nothing ends this response
 
 
@@ -61,7 +64,10 @@ class Example:
         return Example(self.ids[:length], self.trained[:length], self.turn_starts[begun], ends)
 
     def response_lengths(self) -> np.ndarray:
-        """Tokens of each response without the one that ends it, int32, shape (responses,)."""
+        """Tokens of each response without the one that ends it, int32, shape (responses,).
+
+        Only the last of a document may be without an end.
+        """
         after = np.append(self.turn_starts[1:], len(self))
         return np.where(self.turn_ends == NO_END, after, self.turn_ends) - self.turn_starts
 
@@ -93,6 +99,7 @@ class Encoder:
         state = dict(self.__dict__)
         if self._backend is not None:
             state |= {"_tokenizer": None, "_backend": self._backend.to_str()}
+        state.pop("_seams", None)  # soon made again, and large
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -112,6 +119,10 @@ class Encoder:
         backend = self._backend
         state = backend.to_str() if backend else json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
         return hashlib.sha256(f"{state}/{self.bos_ids}/{self.eos_id}".encode()).hexdigest()
+
+    @cached_property
+    def _seams(self) -> Seams | None:
+        return seams_of(self._backend.to_str()) if self._backend else None
 
     def spelled(self, span: Span) -> str:
         """The span as text to look at: a control token by its name in this tokenizer."""
@@ -148,13 +159,17 @@ class Encoder:
 
     def encode_all(self, documents: Sequence[Sequence[Span]]) -> list[Example]:
         """The ids and trained masks of many documents, their texts tokenized in a single call."""
-        planned = [_pieces(spans) for spans in documents]
-        numbers: dict[str, int] = {"": 0}  # each text is tokenized once
+        planned = [pieces_of(spans) for spans in documents]
+        seams = self._seams if len(documents) >= _MANY else None  # not worth making for a few
+        texts = {"": _none()}  # each is tokenized once
         for piece in chain.from_iterable(planned):
-            for text in (piece.text, piece.seen):
-                numbers.setdefault(text, len(numbers))
-        ids = [np.asarray(of_text, dtype=np.int32) for of_text in ([], *self._texts(list(numbers)[1:]))]
-        return [self._example(pieces, numbers, ids) for pieces in planned]
+            texts[piece.text] = _none()
+            if not seams or not seams.is_certain(piece.seen, piece.text[len(piece.seen) :]):
+                texts[piece.seen] = _none()
+        wanted = [text for text in texts if text]
+        for text, ids in zip(wanted, self._texts(wanted), strict=True):
+            texts[text] = np.asarray(ids, dtype=np.int32)
+        return [self._example(pieces, texts) for pieces in planned]
 
     def _texts(self, texts: list[str]) -> list[list[int]]:
         if self._backend is None:
@@ -162,7 +177,14 @@ class Encoder:
             return [slow(text, add_special_tokens=False, split_special_tokens=True)["input_ids"] for text in texts]
         return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
 
-    def _example(self, pieces: Sequence[_Piece], numbers: dict[str, int], ids: Sequence[np.ndarray]) -> Example:
+    def _seen(self, piece: Piece, texts: dict[str, np.ndarray]) -> int:
+        """How many tokens of a piece inference is given."""
+        if piece.seen in texts:
+            return common_prefix_length(texts[piece.text], texts[piece.seen])
+        number = self._seams.count(piece.seen, piece.text, texts[piece.text]) if self._seams else None
+        return common_prefix_length(texts[piece.text], self.text_ids(piece.seen)) if number is None else number
+
+    def _example(self, pieces: Sequence[Piece], texts: dict[str, np.ndarray]) -> Example:
         parts: list[np.ndarray] = []
         trained: list[tuple[int, int]] = []
         starts: list[int] = []
@@ -176,8 +198,8 @@ class Encoder:
                     ends[-1] = at
                 first = 0
             else:
-                parts.append(ids[numbers[piece.text]])
-                first = common_prefix_length(parts[-1], ids[numbers[piece.seen]])
+                parts.append(texts[piece.text])
+                first = self._seen(piece, texts)
                 if piece.trained:
                     starts.append(at + first)
                     ends.append(NO_END)
@@ -190,46 +212,6 @@ class Encoder:
             mask[begin:end] = True
         whole = np.concatenate(parts) if parts else _none()
         return Example(whole, mask, np.asarray(starts, dtype=np.int32), np.asarray(ends, dtype=np.int32))
-
-
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    """A control token, or text that is tokenized in one go.
-
-    Attributes:
-        seen: how much of the text inference is given; the rest it has to generate.
-    """
-
-    text: str
-    seen: str
-    trained: bool
-    control: str | None = None
-
-
-def _pieces(spans: Sequence[Span]) -> list[_Piece]:
-    """Control tokens and what stands between them; a response ends its piece, so text may follow it."""
-    pieces: list[_Piece] = []
-    prompt, response = "", None
-    for span in (*spans, None):
-        ended = span is None or span.control or (response is not None and not span.trained)
-        if ended and (prompt or response is not None):
-            pieces.append(_text_piece(prompt, response))
-            prompt, response = "", None
-        if span is None:
-            break
-        if span.control:
-            pieces.append(_Piece("", "", span.trained, span.text))
-        elif span.trained:
-            response = (response or "") + span.text
-        else:
-            prompt += span.text
-    return pieces
-
-
-def _text_piece(prompt: str, response: str | None) -> _Piece:
-    if response is None:
-        return _Piece(prompt, "", trained=False)
-    return _Piece(prompt + response, prompt.rstrip(" "), trained=True)
 
 
 def _text_only(state: str) -> Tokenizer:

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 from conftest import SHARED, TEXTS, sentencepiece_like, train_tokenizer
 
-from data.records import Conversation, Turn, parse_record
+from data.conversation import Conversation, Turn
+from data.formats.parse import parse_record
 from data.render import (
     BEGIN,
     END,

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from data.records import Conversation, Turn, parse_record
+from data.conversation import Conversation, Turn
+from data.formats.parse import parse_record
 from data.render import BEGIN, END, PROMPT_FORMATS, Span, always, render, render_prompt
 from data.tokens import NO_END, Encoder, Example, chunks, common_prefix_length, fit
 
@@ -177,7 +178,8 @@ def test_a_block_is_encoded_as_its_documents_are(encoder: Encoder, documents: li
 def test_turns_are_counted(encoder: Encoder) -> None:
     example = encode(encoder, ("Hi", "4"), ("More?", "Sure, and a good morning to you!"))
     assert example.turn_ends.tolist() == np.flatnonzero(example.ids == encoder.eos_id).tolist()
-    lengths = [int(example.trained[start:end].sum()) for start, end in zip(example.turn_starts, example.turn_ends)]
+    turns = zip(example.turn_starts, example.turn_ends, strict=True)
+    lengths = [int(example.trained[start:end].sum()) for start, end in turns]
     assert example.response_lengths().tolist() == lengths
     cut = example.first(int(example.turn_ends[1]))
     assert cut.turn_ends.tolist() == [example.turn_ends[0], NO_END]
@@ -218,7 +220,10 @@ class SlowTokenizer:
 
     bos_token, eos_token = None, "</s>"
     bos_token_id, eos_token_id = None, 7
-    added_tokens_decoder = {7: AddedToken("</s>", special=True)}
+
+    @property
+    def added_tokens_decoder(self) -> dict[int, AddedToken]:
+        return {7: AddedToken("</s>", special=True)}
 
     def __call__(self, text: str, **_: object) -> dict[str, list[int]]:
         return {"input_ids": [ord(character) + 10 for character in text]}
@@ -280,5 +285,5 @@ def test_genuine_records_round_trip() -> None:
     for line in (SHARED / "airoboros" / "genuine-2.2-three-rows.jsonl").read_text().splitlines():
         record = parse_record(json.loads(line))
         example = encoder.encode(render(record, FORMAT, always(0.0)))
-        decoded = encoder._tokenizer.decode(example.ids[example.trained][:-1].tolist())
+        decoded = encoder.tokenizer.decode(example.ids[example.trained][:-1].tolist())
         assert decoded == " " + record.turns[0].response + "\n"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from data.prepare.recipe import Recipe
 from data.prepare.table import Documents
 from data.report import Answers, Copies, Line, Report, Separators
 from data.selection import EXCLUDED, FATES, TRAINED, Chosen
+from data.wording import counted
 
 # The line's name for each fate.
 _COLUMNS = ("kept", "held_out", "excluded", "sampled_out", "too_long", "untrained")
@@ -118,11 +118,11 @@ def notes(report: Report, validation_fraction: float, takes_system: bool) -> Ite
     if validation_fraction and not total.held_out:
         yield "no record is held out: there are too few for this data.validation_fraction"
     if report.rejected:
-        yield f"{report.rejected:,} records were rejected; {Path(report.rejected_file)} lists all of them"
+        yield f"{counted(report.rejected, 'record')} rejected; {report.rejected_file} lists all of them"
     if total.untrained:
-        yield f"{total.untrained:,} records have nothing to train within {report.max_length:,} tokens: left out"
-    if total.lost_tokens:
-        cut = f"{total.lost_tokens:,} tokens were cut from {total.truncated:,} records"
+        yield f"{counted(total.untrained, 'record')} left out: nothing to train within {report.max_length:,} tokens"
+    if total.truncated:
+        cut = f"{counted(total.lost_tokens, 'token')} cut from {counted(total.truncated, 'record')}"
         yield f"{cut} longer than {report.max_length:,} tokens"
     labelled = findings["role_labels_in_responses"].get("USER:", {"count": 0})["count"]
     if labelled:

@@ -144,6 +144,15 @@ class Data(Section):
             value = [value]
         return [{"path": v} if isinstance(v, str) else v for v in value] if isinstance(value, list) else value
 
+    @field_validator("sources")
+    @classmethod
+    def _each_once(cls, value: tuple[DataSource, ...]) -> tuple[DataSource, ...]:
+        names = [(one.path, one.subset, one.split, one.revision) for one in value]
+        twice = sorted({name[0] for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"{', '.join(twice)} is given twice; to repeat its records give it weight: 2")
+        return value
+
     @field_validator("packing", mode="before")
     @classmethod
     def _yes_or_no(cls, value: Any) -> Any:

@@ -99,7 +99,7 @@ def key_of(sources: Sources, recipe: Recipe, epoch: int, encoder: Encoder) -> di
     """Everything that a table depends on, by the name that a user knows it by."""
     drawn = {"train.seed": recipe.seed, "epoch": epoch} if recipe.drawn_anew else {}
     files = {
-        opened.source.path: {
+        opened.source.name: {
             "format": opened.source.format,
             "files": dict(zip((one.name for one in opened.inputs), hashes, strict=True)),
         }

@@ -157,7 +157,7 @@ def _grouped(lines: Iterable[Line | Broken]) -> Iterator[tuple[Line | Broken, ..
 
 
 def _uncounted(opened: Opened, hashes: Sequence[str]) -> SourceCount:
-    count = SourceCount(opened.source.path, opened.choice.format, opened.choice.why)
+    count = SourceCount(opened.source.name, opened.choice.format, opened.choice.why)
     for one, sha256 in zip(opened.inputs, hashes, strict=True):
         count.files.append({"name": one.name, "sha256": sha256, "read": 0, "rejected": 0})
     return count

@@ -34,6 +34,12 @@ class Source:
     split: str = "train"
     revision: str | None = None
 
+    @property
+    def name(self) -> str:
+        """What it is called: its path, with the part of a dataset on the hub that is read."""
+        subset = f"[{self.subset}]" if self.subset else ""
+        return f"{self.path}{subset}" + (f":{self.split}" if subset or self.split != "train" else "")
+
     def inputs(self) -> list[Input]:
         """Its files, in order.
 

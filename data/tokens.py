@@ -25,12 +25,14 @@ from tokenizers import Tokenizer
 from data.pieces import Piece, pieces_of
 from data.render.spans import BOS, EOS, Span
 from data.seams import Seams, seams_of
+from data.word_cache import WordCache
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TooLong = Literal["truncate", "drop"]
-_MANY = 16  # documents in a block
+_MANY = 16  # documents in a block, from which it is worth it to look a tokenizer over
+_LARGE = ("_seams", "_words")  # what is soon made again in another process
 NO_END = -1  # in Example.turn_ends: nothing ends this response
 
 
@@ -99,8 +101,7 @@ class Encoder:
         state = dict(self.__dict__)
         if self._backend is not None:
             state |= {"_tokenizer": None, "_backend": self._backend.to_str()}
-        state.pop("_seams", None)  # soon made again, and large
-        return state
+        return {name: value for name, value in state.items() if name not in _LARGE}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -123,6 +124,10 @@ class Encoder:
     @cached_property
     def _seams(self) -> Seams | None:
         return seams_of(self._backend.to_str()) if self._backend else None
+
+    @cached_property
+    def _words(self) -> WordCache | None:
+        return WordCache.of(self._backend) if self._backend else None
 
     def spelled(self, span: Span) -> str:
         """The span as text to look at: a control token by its name in this tokenizer."""
@@ -160,14 +165,15 @@ class Encoder:
     def encode_all(self, documents: Sequence[Sequence[Span]]) -> list[Example]:
         """The ids and trained masks of many documents, their texts tokenized in a single call."""
         planned = [pieces_of(spans) for spans in documents]
-        seams = self._seams if len(documents) >= _MANY else None  # not worth making for a few
+        seams = self._seams if len(documents) >= _MANY else None
         texts = {"": _none()}  # each is tokenized once
         for piece in chain.from_iterable(planned):
             texts[piece.text] = _none()
             if not seams or not seams.is_certain(piece.seen, piece.text[len(piece.seen) :]):
                 texts[piece.seen] = _none()
         wanted = [text for text in texts if text]
-        for text, ids in zip(wanted, self._texts(wanted), strict=True):
+        words = self._words if len(documents) >= _MANY else None
+        for text, ids in zip(wanted, words.ids(wanted) if words else self._texts(wanted), strict=True):
             texts[text] = np.asarray(ids, dtype=np.int32)
         return [self._example(pieces, texts) for pieces in planned]
 

@@ -77,7 +77,8 @@ class UnusableError(Exception):
 
     def __init__(self, found: str, wanted: str, field: str = "", fault: Fault = "field") -> None:
         super().__init__(f"found {found}; wanted {wanted}")
-        self.found, self.wanted, self.field, self.fault = found, wanted, field, fault
+        self.found, self.wanted, self.field = found, wanted, field
+        self.fault: Fault = fault
 
     def at(self, file: str, line: int) -> Rejection:
         """The Rejection of the record on this line."""

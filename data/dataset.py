@@ -7,7 +7,7 @@ number; what is costly of them is cached on disk under a hash of just these (dat
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +38,7 @@ class DataSpec:
 
     sources: tuple[Source, ...]
     recipe: Recipe
-    selection: Selection = Selection()
+    selection: Selection = field(default_factory=Selection)
     packing: Packing = "best_fit"
     pose_length: int | None = None
     max_rejected: float = 0.0

@@ -1,7 +1,7 @@
 """Random numbers that are functions: of a seed, a purpose and the record, and of nothing else.
 
-Whatever is drawn for whole columns of records (who is held out, who is sampled, in which order) is drawn here, without a
-generator whose state or whose version could matter.
+Whatever is drawn for whole columns of records (who is held out, who is sampled, in which order) is drawn here, without
+a generator whose state or whose version could matter.
 """
 
 from __future__ import annotations

@@ -99,4 +99,4 @@ def decoded(example: Example, encoder: Encoder) -> list[Piece]:
     """What the ids say, in runs that are trained or not; for documents that are only a part of their record."""
     edges = np.flatnonzero(np.diff(example.trained)) + 1
     runs = zip(np.split(example.ids, edges), np.split(example.trained, edges), strict=True)
-    return [Piece(encoder.tokenizer.decode(ids.tolist()), bool(flags[0])) for ids, flags in runs if len(ids)]
+    return [Piece(str(encoder.tokenizer.decode(ids.tolist())), bool(flags[0])) for ids, flags in runs if len(ids)]

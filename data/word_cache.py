@@ -1,9 +1,9 @@
 """Words are tokenized once: where a text's tokens are those of its words, what was seen before is looked up.
 
 The fast tokenizers of SentencePiece models take a whole text for one word, so the library's own cache never helps and
-each text is merged from its characters. But where no piece of the vocabulary has a `▁` after anything else, no merge can
-reach over the place before a run of spaces. The text then falls apart there, into words with their spaces in front, and
-its tokens are those of the words, one after another: exactly, for every text (tests/test_word_cache.py).
+each text is merged from its characters. But where no piece of the vocabulary has a `▁` after anything else, no merge
+can reach over the place before a run of spaces. The text then falls apart there, into words with their spaces in front,
+and its tokens are those of the words, one after another: exactly, for every text (tests/test_word_cache.py).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""python -m scripts.prepare CONFIG [a.b=c ...]    what a config's data will teach: the whole data path, without a model."""
+"""python -m scripts.prepare CONFIG [a.b=c ...]    what a config's data will teach, without a model."""
 
 from __future__ import annotations
 

@@ -8,8 +8,8 @@ from conftest import tiny_config
 from torch.nn import functional as F
 from transformers import AttentionInterface, LlamaForCausalLM
 
-from data.errors import UserError
 from data.batch import Batch
+from data.errors import UserError
 from train.attention import NAME, check_isolation, inputs, packed_sdpa
 
 

@@ -75,7 +75,9 @@ def test_tokenizers_whose_texts_are_more_than_their_words_have_none() -> None:
     state = json.loads(tokenizer("small").to_str())
     vocabulary = {**state["model"]["vocab"], "a▁": len(state["model"]["vocab"])}
     merges = [*state["model"]["merges"], ["a", "▁"]]
-    across = Tokenizer.from_str(json.dumps(state | {"model": {**state["model"], "vocab": vocabulary, "merges": merges}}))
+    across = Tokenizer.from_str(
+        json.dumps(state | {"model": {**state["model"], "vocab": vocabulary, "merges": merges}})
+    )
     assert WordCache.of(across) is None
     added = Tokenizer.from_str(tokenizer("small").to_str())
     added.add_tokens(["a b"])

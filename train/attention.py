@@ -14,8 +14,8 @@ import torch
 from torch.nn import functional as F
 from transformers import AttentionInterface, PreTrainedModel
 
-from data.errors import UserError
 from data.batch import Batch
+from data.errors import UserError
 
 NAME = "packed_sdpa"
 

@@ -80,7 +80,7 @@ class DataSource(Section):
     """Where records come from."""
 
     path: str
-    """A file (.jsonl, .json, .parquet, .csv, also .gz and .zst), a directory, a glob, or a dataset's name on the hub."""
+    """A file (.jsonl, .json, .parquet, .csv, also packed), a directory, a glob, or a dataset's name on the hub."""
     format: Format = "auto"
     """`auto` goes by each record's keys; the first records decide what is announced."""
     weight: Positive = 1.0
@@ -99,7 +99,7 @@ class Data(Section):
     """The records and how they are written out."""
 
     sources: Annotated[tuple[DataSource, ...], Field(min_length=1)]
-    """Where records come from: a list of paths, or of {path, format, weight, max_samples, subset, split, revision}."""
+    """A list of paths, or of {path, format, weight, max_samples, subset, split, revision}."""
     include_categories: tuple[str, ...] = ()
     """Train on these categories only; empty: on all."""
     exclude_categories: tuple[str, ...] = ()
@@ -109,7 +109,7 @@ class Data(Section):
     resample: bool = False
     """Draw anew each epoch which records a weight or max_samples takes."""
     prompt_format: str = "airoboros-2.2"
-    """How conversations are written: airoboros-1.x, airoboros-2.1, airoboros-2.1-september, airoboros-2.2, vicuna_v1.1, llama-2, or tokenizer (the tokenizer's own chat template)."""
+    """airoboros-1.x, -2.1, -2.1-september or -2.2, vicuna_v1.1, llama-2, or tokenizer (its own chat template)."""
     system_prompt: str | None = None
     """System prompt of records without one; null: the format's own."""
     space_probability: Probability | None = None
@@ -117,11 +117,11 @@ class Data(Section):
     separator_draw: Literal["independent", "shared"] | None = None
     """Draw each separator on its own, or once for the record; null: the format's own."""
     on_too_long: OnTooLong = "split"
-    """Records over model.max_length: split conversations between turns (and cut what is still too long), truncate the response, drop the record, or stop with an error."""
+    """Records over model.max_length: split between turns (and cut what is still too long), cut, leave out, or stop."""
     on_untrained: Literal["error", "drop"] = "error"
-    """Records without a token to train, such as a prompt that fills model.max_length: stop, or leave them out."""
+    """Records without a token to train, as where a prompt fills model.max_length: stop, or leave them out."""
     packing: Packing = "best_fit"
-    """Several records in a row, which do not see each other (best_fit); or one a row, in random order (none) or with rows of like length together (length_grouped)."""
+    """best_fit: several records in a row, which do not see each other; else one a row, like lengths together or not."""
     validation_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.02
     """Share of the records held out, chosen by a hash of their content."""
     validation_stratified: bool = False

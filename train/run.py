@@ -138,7 +138,8 @@ def require_same_start(run: Run, sources: dict[str, str], rows_per_step: int) ->
     data, plan = run.path / "data.json", run.path / "plan.json"
     if not (data.is_file() and plan.is_file()):
         return
-    began = {file["name"]: file["sha256"] for source in json.loads(data.read_text())["sources"] for file in source["files"]}
+    files = [file for source in json.loads(data.read_text())["sources"] for file in source["files"]]
+    began = {file["name"]: file["sha256"] for file in files}
     for path, digest in sources.items():
         if began.get(path) != digest:
             todo = "put the old file back, or start anew in another run_dir"

@@ -93,9 +93,7 @@ def _open(config: Config, run: Run, accelerator: Accelerator, board: Board) -> S
     return Session(config, run, accelerator, board, parts, dataset.validation(), spec, start)
 
 
-def _open_data(
-    config: Config, run: Run, accelerator: Accelerator, topology: Topology, board: Board
-) -> Dataset:
+def _open_data(config: Config, run: Run, accelerator: Accelerator, topology: Topology, board: Board) -> Dataset:
     """The rows to train on; one process of a machine prepares them, the others read its cache."""
     encoder = Encoder(load_tokenizer(config.model.name_or_path, config.model.revision))
     dataset = open_data(config, encoder, run.cache, board.say)

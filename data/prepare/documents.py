@@ -1,10 +1,10 @@
-"""Conversations become documents of at most `max_length` tokens. What does not fit is split, cut or left out, and counted.
+"""Conversations become documents of at most `max_length` tokens. What does not fit is split, cut or left out.
 
 Too long a record, by `on_too_long`:
 
 - split: a conversation is broken between its turns, each part beginning with the system prompt; a single turn that
   is still too long is truncated.
-- truncate: the prompt is kept from its beginning and the end of the response is cut, so a cut answer does not teach eos.
+- truncate: the prompt is kept from its beginning and the end of the response is cut; a cut answer does not teach eos.
 - drop, error: nothing of it is kept; `error` stops the run (data/dataset.py).
 
 A plain text is cut into consecutive pieces of `max_length` tokens (data/positions.py has the exception); each piece is

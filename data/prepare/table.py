@@ -44,9 +44,7 @@ SCHEMA = pa.schema(
 )
 
 
-def batch_of(
-    documents: Sequence[tuple[Conversation, Document]], source: int, file: int, ending: int
-) -> pa.RecordBatch:
+def batch_of(documents: Sequence[tuple[Conversation, Document]], source: int, file: int, ending: int) -> pa.RecordBatch:
     """Documents of one file as a record batch; `ending` as in `answers`."""
     examples = [document.example for _, document in documents]
     counted = [answers(example, ending) for example in examples]

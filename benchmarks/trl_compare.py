@@ -25,8 +25,8 @@ from benchmarks.trl_environment import trl_python, worker_environment
 from benchmarks.trl_job import Job, Measured
 from benchmarks.trl_ours import open_rows
 from benchmarks.trl_report import AGREE, WARM_UP, compare, markdown, surroundings
-from data.rows import Rows
 from data.errors import UserError, exits_on_user_error
+from data.rows import Rows
 from train.config import Config
 from train.console import quiet_libraries
 from train.settings import load_config

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -30,7 +30,6 @@ from data.word_cache import WordCache
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-TooLong = Literal["truncate", "drop"]
 _MANY = 16  # documents in a block, from which it is worth it to look a tokenizer over
 _LARGE = ("_seams", "_words")  # what is soon made again in another process
 NO_END = -1  # in Example.turn_ends: nothing ends this response
@@ -236,20 +235,11 @@ def common_prefix_length(a: Sequence[int] | np.ndarray, b: Sequence[int] | np.nd
     return int(differ[0]) if len(differ) else shorter
 
 
-def fit(example: Example, max_length: int, too_long: TooLong) -> Example | None:
-    """The example within `max_length` tokens, or None where nothing trainable would be left.
-
-    `truncate` keeps the prompt whole from its beginning and cuts the end of the response, so a cut answer does not
-    teach eos; `drop` gives up the record.
-    """
-    if len(example) > max_length and too_long == "drop":
-        return None
-    kept = cut(example, max_length)
-    return kept if len(kept) else None
-
-
 def cut(example: Example, max_length: int) -> Example:
-    """The example's first `max_length` tokens; NOTHING where none of them is trained."""
+    """The example's first `max_length` tokens; NOTHING where none of them is trained.
+
+    The prompt is kept from its beginning and the response loses its end, so a cut answer does not teach eos.
+    """
     kept = example.first(max_length) if len(example) > max_length else example
     return kept if kept.trained.any() else NOTHING
 

@@ -28,7 +28,7 @@ from train.model import NotAtHandError, load_model_config, load_tokenizer
 from train.recipe import open_data, sources_of, spec_of
 from train.run import Run
 from train.settings import load_config, stage_configs
-from train.tokenizer_check import check_tokenizer
+from train.tokenizer_check import tell_tokenizer
 
 
 @exits_on_user_error
@@ -83,15 +83,11 @@ def prepare(config: Config, encoder: Encoder, arguments: argparse.Namespace, boa
     found = _looked_at(records, arguments)
     for look in found.values():
         board.say(*look.lines())
-    fidelity = check_tokenizer(config.model, encoder, records())
-    board.say(*(fidelity.lines(config.model.name_or_path) if fidelity else NO_SENTENCEPIECE))
+    tell_tokenizer(config, encoder, records(), board.say, board.warn)
     run.write_json("data.json", report.to_json() | {name: look.to_json() for name, look in found.items()})
     draw_report(report, run.path / "data.png")
     shutil.copyfile(report.rejected_file, run.path / "rejected.jsonl")
     board.say(f"saved: data.json, data.png and rejected.jsonl in {run.path}")
-
-
-NO_SENTENCEPIECE = ["the checkpoint ships no SentencePiece model to compare its tokenizer with"]
 
 
 def _looked_at(

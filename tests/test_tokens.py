@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from data.conversation import Conversation, Turn
 from data.formats.parse import parse_record
 from data.render import BEGIN, END, PROMPT_FORMATS, Span, always, render, render_prompt
-from data.tokens import NO_END, Encoder, Example, chunks, common_prefix_length, fit
+from data.tokens import NO_END, Encoder, Example, chunks, common_prefix_length, cut
 
 FORMAT = PROMPT_FORMATS["airoboros-2.2"]
 ENCODERS = {"bpe": Encoder(train_tokenizer(TEXTS)), "sentencepiece": Encoder(sentencepiece_like())}
@@ -82,16 +82,14 @@ def test_common_prefix(a: list[int], b: list[int]) -> None:
     assert n == min(len(a), len(b)) or a[n] != b[n]
 
 
-def test_truncation_cuts_the_end_and_drops_what_has_no_answer_left() -> None:
+def test_a_cut_takes_the_end_of_the_answer_and_leaves_nothing_where_none_is_left() -> None:
     example = encode(ENCODERS["bpe"], ("What is 2+2?", "It is 4, and it always was."))
     first_trained = int(example.trained.argmax())
-    cut = fit(example, first_trained + 3, "truncate")
-    assert cut is not None
-    assert cut.trained.sum() == 3
-    assert cut.ids.tolist() == example.ids[: first_trained + 3].tolist()
-    assert fit(example, first_trained, "truncate") is None
-    assert fit(example, len(example) - 1, "drop") is None
-    assert fit(example, len(example), "drop") is example
+    shorter = cut(example, first_trained + 3)
+    assert shorter.trained.sum() == 3
+    assert shorter.ids.tolist() == example.ids[: first_trained + 3].tolist()
+    assert len(cut(example, first_trained)) == 0
+    assert cut(example, len(example)) is example
 
 
 def test_long_text_is_cut_into_chunks_that_lose_at_most_one_token() -> None:

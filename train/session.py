@@ -27,7 +27,7 @@ from train.recipe import open_data, sources_of
 from train.rope import RopeSpec
 from train.run import Metrics, Run, claim, record_start, require_same_start
 from train.schedule import Topology, plan_steps
-from train.tokenizer_check import check_tokenizer
+from train.tokenizer_check import tell_tokenizer
 from train.validate import validation_loss
 
 
@@ -103,15 +103,8 @@ def _open_data(config: Config, run: Run, accelerator: Accelerator, topology: Top
     # Only now is the directory this run's: data that stopped it can be mended and the config changed.
     if accelerator.is_main_process:
         record_start(run, config, f"{accelerator.num_processes} x {accelerator.device.type}")
-        _tell_tokenizer(config, encoder, board)
+        tell_tokenizer(config, encoder, conversations(sources_of(config.data)), board.say, board.warn)
     return dataset
-
-
-def _tell_tokenizer(config: Config, encoder: Encoder, board: Board) -> None:
-    """A tokenizer that differs from the one that the base was trained with does harm silently."""
-    found = check_tokenizer(config.model, encoder, conversations(sources_of(config.data)))
-    if found is not None and not found.skipped:
-        (board.warn if found.differing else board.say)("\n".join(found.lines(config.model.name_or_path)))
 
 
 def _open_model(config: Config, accelerator: Accelerator, board: Board) -> tuple[Base, PeftModel]:

@@ -8,13 +8,27 @@ from pathlib import Path
 
 from transformers.utils.hub import cached_file
 
+from data.agreement import disagreement
 from data.conversation import Conversation
 from data.fidelity.compare import MODEL_FILE, Fidelity, compare
+from data.prepare.make import Say
 from data.tokens import Encoder
-from train.config import Model
+from train.config import Config, Model
+from train.recipe import prompt_format_of
 
 # First records whose texts are looked at; `compare` takes a sample of these.
 RECORDS = 2000
+
+
+def tell_tokenizer(config: Config, encoder: Encoder, records: Iterable[Conversation], say: Say, warn: Say) -> None:
+    """Say how the tokenizer compares, and warn of what would train one thing and ask another."""
+    name = config.model.name_or_path
+    fidelity = check_tokenizer(config.model, encoder, records)
+    if fidelity is not None:
+        (warn if fidelity.differing else say)("\n".join(fidelity.lines(name)))
+    different = disagreement(prompt_format_of(config.data, encoder.tokenizer), encoder)
+    if different:
+        warn(f"apply_chat_template with the template that will be shipped gives other ids than training: {different}")
 
 
 def check_tokenizer(model: Model, encoder: Encoder, conversations: Iterable[Conversation]) -> Fidelity | None:

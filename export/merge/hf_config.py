@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +58,13 @@ def write_config(folder: Path, base: PretrainedConfig, spec: RopeSpec, dtype: st
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def write_generation_config(folder: Path, base: Path) -> None:
-    """The base's generation_config.json, or a plain one."""
+def write_generation_config(folder: Path, base: Path, end_ids: Sequence[int] = ()) -> None:
+    """The base's generation_config.json, or a plain one; the tokens that were trained to end an answer end it."""
     settings = GenerationConfig.from_pretrained(str(base)) if (base / "generation_config.json").is_file() else None
     generation = settings or GenerationConfig()
+    known = generation.eos_token_id
+    ends = list(dict.fromkeys([*end_ids, *(known if isinstance(known, list) else [] if known is None else [known])]))
+    generation.eos_token_id = ends[0] if len(ends) == 1 else ends or None
     # transformers refuses to save sampling settings that are switched off, as many older checkpoints have them.
     generation.do_sample = generation.do_sample or any((generation.temperature, generation.top_p, generation.top_k))
     generation.save_pretrained(str(folder))

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from data.tokens import Encoder
 from evals.divergence import Divergence
 from evals.load import MERGE_RECORD, device_here
 from export.files import made_aside, replace_directory
@@ -92,9 +93,9 @@ def write_merge(source: Source, onto: Onto, form: Form, folder: Path, say: Say) 
         say(f"merged {shard.name} onto the {onto} base, as {form.dtype}")
     write_config(folder, source.model_config, source.rope, form.dtype, own_head=has_own_head(updates))
     source.rope.save(folder)
-    write_generation_config(folder, source.base)
-    window = source.rope.max_position_embeddings
-    write_tokenizer(folder, source.base, source.tokenizer, prompt_format_of(config.data, source.tokenizer), window)
+    style, encoder = prompt_format_of(config.data, source.tokenizer), Encoder(source.tokenizer)
+    write_generation_config(folder, source.base, [id for end in style.ends for id in encoder.control_ids(end)])
+    write_tokenizer(folder, source.base, source.tokenizer, style, source.rope.max_position_embeddings)
     write_vocabulary(folder, source.vocabulary, source.tokenizer)
 
 

@@ -84,6 +84,9 @@ def prepare(config: Config, encoder: Encoder, arguments: argparse.Namespace, boa
     for look in found.values():
         board.say(*look.lines())
     tell_tokenizer(config, encoder, records(), board.say, board.warn)
+    if run.config.is_file():
+        board.say(f"nothing saved: the run in {run.path} has begun, and its data.json says with what")
+        return
     run.write_json("data.json", report.to_json() | {name: look.to_json() for name, look in found.items()})
     draw_report(report, run.path / "data.png")
     shutil.copyfile(report.rejected_file, run.path / "rejected.jsonl")

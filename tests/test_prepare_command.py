@@ -55,6 +55,15 @@ def test_a_run_begins_where_the_data_was_prepared(call, config: Path, tmp_path: 
     }
 
 
+def test_what_a_run_began_with_is_not_overwritten(call, config: Path, tmp_path: Path, records: Path) -> None:
+    assert call(config, "train.max_steps=1", main=train.__main__.main)[0] == 0
+    began = (tmp_path / "run" / "data.json").read_text()
+    other = write_jsonl(tmp_path / "other.jsonl", [{"instruction": f"q{n}", "response": "a"} for n in range(40)])
+    _, out, _ = call(config, f"data.sources=[{other}]")
+    assert "nothing saved: the run in" in out
+    assert (tmp_path / "run" / "data.json").read_text() == began
+
+
 def test_shown_is_what_is_trained(call, config: Path) -> None:
     code, out, _ = call(config, "--show", 3, "--json")
     assert code == 0

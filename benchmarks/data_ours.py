@@ -12,7 +12,7 @@ from benchmarks.data_job import Clock, Counts, own_job
 from data.dataset import Dataset, DataSpec
 from data.prepare.recipe import Recipe, Source
 from data.render import PROMPT_FORMATS
-from data.report import Report
+from data.report.report import Report
 from data.tokens import Encoder
 from train.console import quiet_libraries
 from train.model import load_tokenizer

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 
-from data.accounting import account, notes
 from data.errors import UserError
 from data.pack import Packing, RowIndex, arrange
 from data.positions import skipping
@@ -20,7 +19,8 @@ from data.prepare.cache import Prepared, Sources, prepare
 from data.prepare.make import Say, SourceCount
 from data.prepare.recipe import Recipe, Source
 from data.render import draws
-from data.report import Report
+from data.report.accounting import account, notes
+from data.report.report import Report
 from data.rows import Positions, Rows
 from data.selection import LEFT_OUT_TOO_LONG, LEFT_OUT_UNTRAINED, Chosen, Selection, choose_documents
 from data.tokens import Encoder

@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from data.pieces import Piece, pieces_of
+from data.encoding.pieces import Piece, pieces_of
+from data.encoding.seams import Seams, seams_of
+from data.encoding.word_cache import WordCache
 from data.render.spans import BOS, EOS, Span
-from data.seams import Seams, seams_of
-from data.word_cache import WordCache
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -16,10 +16,10 @@ from data.errors import UserError, exits_on_user_error
 from data.lint.contamination import Contamination, contamination
 from data.lint.duplicates import NearDuplicates, near_duplicates
 from data.lint.evaluations import read_evaluations
-from data.picture import draw_report
 from data.prepare.make import conversations
-from data.show import shown
-from data.tell import everything
+from data.report.picture import draw_report
+from data.report.show import shown
+from data.report.tell import everything
 from data.tokens import Encoder
 from scripts._arguments import at_least, positive
 from train.config import Config

@@ -10,7 +10,7 @@ from conftest import write_jsonl
 from data.dataset import Dataset, DataSpec
 from data.prepare.recipe import Recipe, Source
 from data.render import PROMPT_FORMATS
-from data.report import Report
+from data.report.report import Report
 from data.selection import Selection
 from data.tokens import Encoder
 

@@ -15,9 +15,9 @@ from matplotlib.text import Text
 from PIL import Image
 
 from data.lint.lengths import Coverage
-from data.picture import draw_report, picture_of
-from data.report import Line, Report
-from data.tell import outcomes
+from data.report.picture import draw_report, picture_of
+from data.report.report import Line, Report
+from data.report.tell import outcomes
 from data.tokens import Encoder
 
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from data.encoding.seams import Seams, seams_of
 from data.render import BEGIN, END, Span
-from data.seams import Seams, seams_of
 from data.tokens import Encoder, Example, common_prefix_length
 
 SHOWN = [

@@ -13,9 +13,9 @@ from full_report import dataset, full_report
 from rich.console import Console
 
 from data.lint.lengths import Bin, Coverage
-from data.report import Answers, Copies, Line, Report
-from data.tables import category_table, histogram_table, short_names, source_table
-from data.tell import everything, outcomes, summary_of
+from data.report.report import Answers, Copies, Line, Report
+from data.report.tables import category_table, histogram_table, short_names, source_table
+from data.report.tell import everything, outcomes, summary_of
 from data.tokens import Encoder
 from data.wording import counted, places
 

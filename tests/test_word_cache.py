@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, pre_tokenizers
 
-from data import word_cache
-from data.word_cache import WordCache
+from data.encoding import word_cache
+from data.encoding.word_cache import WordCache
 
 LLAMA2 = SHARED / "tokenizers" / "llama2" / "hf" / "tokenizer.json"
 KINDS = ["small", "small metaspace", "llama2", "llama2 metaspace"]

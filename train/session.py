@@ -10,8 +10,8 @@ from peft import PeftModel
 
 from data.dataset import Dataset
 from data.prepare.make import conversations
+from data.report.tell import summary_of
 from data.rows import Rows
-from data.tell import summary_of
 from data.tokens import Encoder
 from train import track
 from train.adapter import attach_adapter

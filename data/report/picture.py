@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from data.formats.fields import named
 from data.lint.lengths import LEAST_SHARE_BEYOND, Bin, advice
-from data.report import Report, total_of
-from data.tables import short_names
-from data.tell import outcomes
+from data.report.report import Report, total_of
+from data.report.tables import short_names
+from data.report.tell import outcomes
 from data.wording import counted
 
 if TYPE_CHECKING:

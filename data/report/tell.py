@@ -10,8 +10,8 @@ from rich.table import Table
 from data.formats.fields import named, short
 from data.lint.lengths import advice
 from data.prepare.make import SourceCount
-from data.report import Report
-from data.tables import Fitted, category_table, histogram_table, source_table
+from data.report.report import Report
+from data.report.tables import Fitted, category_table, histogram_table, source_table
 from data.wording import counted, places
 
 Shown = str | Table | Fitted

@@ -12,7 +12,7 @@ from data.prepare.cache import Prepared
 from data.prepare.documents import CONTINUED, TRUNCATED
 from data.prepare.recipe import Recipe
 from data.prepare.table import Documents
-from data.report import Answers, Copies, Line, Report, Separators
+from data.report.report import Answers, Copies, Line, Report, Separators
 from data.selection import EXCLUDED, FATES, TRAINED, Chosen
 from data.wording import counted
 

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from data.formats.fields import named
-from data.report import Line, Report, total_of
+from data.report.report import Line, Report, total_of
 
 _FATES = {
     "records": "records",

@@ -17,7 +17,7 @@ from data.pack import Packing, RowIndex, arrange
 from data.positions import skipping
 from data.prepare.cache import Prepared, Sources, prepare
 from data.prepare.make import Say, SourceCount
-from data.prepare.recipe import Recipe, Source
+from data.prepare.recipe import RENDERER_VERSION, Recipe, Source
 from data.render import draws
 from data.report.accounting import account, notes
 from data.report.report import Report
@@ -81,6 +81,11 @@ class Dataset:
         if not (self.spec.recipe.drawn_anew or self.spec.selection.resample):
             epoch = 0  # other epochs only have another order
         return self._sizes[epoch] if epoch in self._sizes else len(self[epoch])
+
+    @property
+    def encoding(self) -> dict[str, object]:
+        """What decides the ids beside the files and the config, by the name that a user knows it by."""
+        return {"the tokenizer": self._encoder.fingerprint, "this program's renderer": RENDERER_VERSION}
 
     def validation(self) -> Rows:
         """The held-out rows, the same for every epoch. May be empty."""

@@ -6,12 +6,14 @@ for those that were there.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from data.errors import UserError
 from data.hashing import uniform
 from data.prepare.documents import CONTINUED, TOO_LONG, UNTRAINED
 from data.prepare.recipe import Source
@@ -63,28 +65,33 @@ class Chosen:
 
 
 def choose_documents(documents: Documents, sources: Sequence[Source], selection: Selection, epoch: int) -> Chosen:
-    """The training and validation documents of one epoch."""
+    """The training and validation documents of one epoch.
+
+    Raises:
+        UserError: a filter names what no record has.
+    """
     outcome = documents.column("outcome")
     first = outcome != CONTINUED
     record = np.cumsum(first) - 1
     key, source = documents.column("key")[first], documents.column("source")[first]
-    categories, category_names = documents.names("category")
-    own_sources, own_source_names = documents.names("record_source")
+    category, names = documents.names("category")
 
     fate = np.full(len(key), TRAINED, dtype=np.int8)
     fate[outcome[first] == TOO_LONG] = LEFT_OUT_TOO_LONG
     fate[outcome[first] == UNTRAINED] = LEFT_OUT_UNTRAINED
-    held = _held_out(key, categories[first], selection)
-    fate[(fate == TRAINED) & held] = HELD_OUT
-    wanted = _is_wanted(categories[first], category_names, selection.include_categories, selection.exclude_categories)
-    wanted &= _from_wanted_source(source, sources, own_sources[first], own_source_names, selection.include_sources)
-    fate[~wanted] = EXCLUDED
-    times = _times(key, source, fate == TRAINED, sources, selection, epoch)
-    fate[(fate == TRAINED) & (times == 0)] = SAMPLED_OUT
+    fate[~_in_wanted_category(category[first], names, selection)] = EXCLUDED
+    if selection.include_sources:
+        fate[~_from_wanted_source(documents, sources, selection.include_sources)[first]] = EXCLUDED
+    usable = fate == TRAINED
+    times = _times(key, source, usable, sources, selection, epoch)
+    fate[usable & (times == 0)] = SAMPLED_OUT
+    held = np.zeros(len(key), dtype=bool)
+    held[usable] = _held_out(key[usable], category[first][usable], selection)
+    fate[held & (fate == TRAINED)] = HELD_OUT
 
-    usable = documents.tokens > 0
-    training = np.flatnonzero(usable & (fate[record] == TRAINED))
-    validation = np.flatnonzero(usable & (fate[record] == HELD_OUT))
+    filled = documents.tokens > 0
+    training = np.flatnonzero(filled & (fate[record] == TRAINED))
+    validation = np.flatnonzero(filled & (fate[record] == HELD_OUT))
     return Chosen(np.repeat(training, times[record[training]]), validation, fate, record, times)
 
 
@@ -116,43 +123,56 @@ def _held_out_by_category(key: np.ndarray, category: np.ndarray, drawn: np.ndarr
     return held_first[copy_of]
 
 
-def _is_wanted(codes: np.ndarray, names: Sequence[str], include: Iterable[str], exclude: Iterable[str]) -> np.ndarray:
-    include, exclude = set(include), set(exclude)
+def _in_wanted_category(codes: np.ndarray, names: Sequence[str], selection: Selection) -> np.ndarray:
+    include, exclude = selection.include_categories, selection.exclude_categories
+    _require_known(include, names, "data.include_categories", "category")
+    _require_known(exclude, names, "data.exclude_categories", "category")
     wanted = [(not include or name in include) and name not in exclude for name in names]
     return np.array([*wanted, True])[codes]
 
 
-def _from_wanted_source(
-    source: np.ndarray, sources: Sequence[Source], own: np.ndarray, own_names: Sequence[str], include: Iterable[str]
-) -> np.ndarray:
-    include = set(include)
-    if not include:
-        return np.ones(len(source), dtype=bool)
-    by_path = np.array([not include.isdisjoint(names_of(one)) for one in sources])
+def _from_wanted_source(documents: Documents, sources: Sequence[Source], include: Sequence[str]) -> np.ndarray:
+    """For each document, whether its source, its file or its own `source` is named."""
+    own, own_names = documents.names("record_source")
+    of_sources = [names_of(one.path) | {one.name} for one in sources]
+    of_files = [names_of(name) for name in documents.files]
+    known = set(own_names).union(*of_sources, *of_files)
+    _require_known(include, sorted(known - {""}), "data.include_sources", "source")
+    by_path = np.array([not names.isdisjoint(include) for names in of_sources])
+    by_file = np.array([not names.isdisjoint(include) for names in of_files])
     by_record = np.array([*(name in include for name in own_names), False])
-    return by_path[source] | by_record[own]
+    return by_path[documents.column("source")] | by_file[documents.column("file")] | by_record[own]
 
 
-def names_of(source: Source) -> set[str]:
-    """What `include_sources` may call a source."""
-    return {source.path, Path(source.path).name, Path(source.path).name.split(".")[0]}
+def _require_known(wanted: Sequence[str], known: Sequence[str], setting: str, what: str) -> None:
+    for name in wanted:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            listed = f"there are {', '.join(known[:10])}" + (" and others" if len(known) > 10 else "")
+            todo = f"did you mean {near[0]}?" if near else listed
+            raise UserError(setting, f"no record has the {what} {name!r}", todo)
+
+
+def names_of(path: str) -> set[str]:
+    """What `include_sources` may call a file or a directory."""
+    return {path, Path(path).name, Path(path).name.split(".")[0]}
 
 
 def _times(
     key: np.ndarray,
     source: np.ndarray,
-    candidate: np.ndarray,
+    usable: np.ndarray,
     sources: Sequence[Source],
     selection: Selection,
     epoch: int,
 ) -> np.ndarray:
-    """How often each record is in the epoch, by its source's weight and limit."""
+    """How often each record is in the epoch, by its source's weight or limit; a limit counts held-out records, too."""
     anew = f"{selection.seed}/{epoch if selection.resample else 0}"
     weight = np.array([one.weight for one in sources])[source]
     times = np.floor(weight).astype(np.int64)
     times += uniform(key, f"{anew}/weight") < weight - times
     for number, one in enumerate(sources):
-        mine = np.flatnonzero(candidate & (source == number))
+        mine = np.flatnonzero(usable & (source == number))
         if one.max_samples is not None and len(mine) > one.max_samples:
             drawn = uniform(key[mine], f"{anew}/sample")
             times[mine[np.argsort(drawn, kind="stable")[one.max_samples :]]] = 0

@@ -12,12 +12,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 from conftest import ROOT, write_jsonl
 
 from data.errors import UserError
 from data.prepare import cache as caching
 from data.prepare import make as making
+from data.prepare import pool as pooling
 from data.prepare.cache import Sources, differences, key_of, prepare
 from data.prepare.pool import Workers, in_order
 from data.prepare.recipe import Recipe, Source
@@ -68,6 +70,26 @@ def test_a_worker_that_is_killed_is_one_message_with_the_lines(encoder: Encoder)
             pool.submit(next(blocks(1))).result()
 
 
+def test_with_several_workers_a_killed_one_does_not_leave_the_others_waiting(encoder: Encoder) -> None:
+    def kill_after(count: int) -> Iterator[Block]:
+        for number, block in enumerate(blocks(40)):
+            if number == count:
+                for process in psutil.Process().children():
+                    if "data.prepare.worker" in process.cmdline():
+                        process.kill()
+                        break
+            yield block
+
+    with pytest.raises(UserError, match="killed by signal 9"):
+        list(in_order(Job(RECIPE, 0, encoder), kill_after(9), 2))
+
+
+def test_a_worker_that_cannot_begin_is_one_message(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pooling, "COMMAND", ("-c", "raise SystemExit(7)"))
+    with pytest.raises(UserError, match="exit code 7"):
+        list(in_order(Job(RECIPE, 0, encoder), blocks(9), 2))
+
+
 def test_every_line_is_a_record_or_a_rejection(encoder: Encoder) -> None:
     given = (*lines(2), Line(3, b"{broken"), Broken(4, "the end is missing", "a whole file"), Line(5, b"\xff"))
     (done,) = in_order(Job(RECIPE, 0, encoder), [Block(0, 0, "f.jsonl", "auto", given)], 1)
@@ -115,7 +137,40 @@ def test_each_part_of_a_key_is_named(records: Path, encoder: Encoder) -> None:
     assert "data.prompt_format changed" in differences(key(), key(prompt_format=other))
 
 
-@pytest.mark.parametrize("damage", ["cut", "no manifest", "broken manifest"])
+def test_the_order_of_the_sources_matters(records: Path, encoder: Encoder, tmp_path: Path) -> None:
+    """Tables know their sources by number, and weights go by it."""
+    other = write_jsonl(tmp_path / "other.jsonl", [{"text": "The rope is long."}])
+    one, two = Source(str(records)), Source(str(other))
+    there = key_of(Sources.of([one, two]), RECIPE, 0, encoder)
+    assert differences(there, key_of(Sources.of([two, one]), RECIPE, 0, encoder)) == [
+        "the order of data.sources changed"
+    ]
+
+
+def test_a_file_that_changes_between_hashing_and_reading(encoder: Encoder, tmp_path: Path, records: Path) -> None:
+    mine = tmp_path / "mine.jsonl"
+    mine.write_bytes(records.read_bytes())
+    sources = opened(mine)
+    mine.write_bytes(records.read_bytes() * 2)
+    with pytest.raises(UserError, match="changed while"):
+        prepare(sources, RECIPE, 0, encoder, tmp_path / "cache", print)
+    assert list((tmp_path / "cache").glob("documents-*/")) == []
+
+
+def test_the_same_file_in_two_sources_is_refused(records: Path) -> None:
+    with pytest.raises(UserError, match="is in two"):
+        Sources.of([Source(str(records)), Source(str(records.parent))])
+
+
+@pytest.mark.parametrize("make", ["a file", "below a file"])
+def test_no_place_for_the_cache_is_one_message(records: Path, encoder: Encoder, tmp_path: Path, make: str) -> None:
+    (tmp_path / "file").write_text("")
+    place = tmp_path / "file" / ("cache" if make == "below a file" else "")
+    with pytest.raises(UserError, match="no place for prepared data"):
+        prepare(opened(records), RECIPE, 0, encoder, place, print)
+
+
+@pytest.mark.parametrize("damage", ["cut", "no manifest", "broken manifest", "another version"])
 def test_a_damaged_table_is_made_anew(records: Path, encoder: Encoder, tmp_path: Path, damage: str) -> None:
     folder = prepare(opened(records), RECIPE, 0, encoder, tmp_path, print).folder
     table, manifest = folder / "documents.arrow", folder / "manifest.json"
@@ -124,9 +179,13 @@ def test_a_damaged_table_is_made_anew(records: Path, encoder: Encoder, tmp_path:
         table.write_bytes(whole[:-100])
     elif damage == "no manifest":
         manifest.unlink()
-    else:
+    elif damage == "broken manifest":
         manifest.write_text(manifest.read_text()[:-20])
-    again = prepare(opened(records), RECIPE, 0, encoder, tmp_path, print)
+    else:
+        manifest.write_text(manifest.read_text().replace('"why"', '"reason"'))
+    said: list[str] = []
+    again = prepare(opened(records), RECIPE, 0, encoder, tmp_path, said.append)
+    assert said == ["preparing the data anew: what was prepared is damaged, or of another version of this program"]
     assert table.read_bytes() == whole
     assert len(again.documents) == 40
 

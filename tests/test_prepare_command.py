@@ -55,6 +55,14 @@ def test_a_run_begins_where_the_data_was_prepared(call, config: Path, tmp_path: 
     }
 
 
+def test_a_run_with_stages_begins_where_its_data_was_prepared(call, config: Path, tmp_path: Path) -> None:
+    stages = "stages=[{name: one, train: {max_steps: 1}}, {name: two, train: {max_steps: 1}}]"
+    assert call(config, stages)[0] == 0
+    assert (tmp_path / "run" / "stages" / "1-one" / "data.json").is_file()
+    code, _, err = call(config, stages, main=train.__main__.main)
+    assert code == 0, err
+
+
 def test_what_a_run_began_with_is_not_overwritten(call, config: Path, tmp_path: Path, records: Path) -> None:
     assert call(config, "train.max_steps=1", main=train.__main__.main)[0] == 0
     began = (tmp_path / "run" / "data.json").read_text()

@@ -9,6 +9,7 @@ import pytest
 from conftest import write_jsonl
 
 from data.dataset import Dataset, DataSpec
+from data.errors import UserError
 from data.hashing import shuffled, uniform
 from data.prepare.recipe import Recipe, Source
 from data.render import PROMPT_FORMATS
@@ -90,6 +91,46 @@ def test_categories_are_filtered(rope: Rope) -> None:
     assert trained(rope.open(rows, include_categories=("joke", "math"))) == [f"0.jsonl:{n}" for n in (1, 2, 3, 7, 8, 9)]
     report = rope.open(rows, exclude_categories=("joke",)).report()
     assert (report.total.excluded, report.categories["joke"].kept) == (3, 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({"exclude_categories": ("jokes",)}, "data.exclude_categories: no record has the category 'jokes'"),
+        ({"include_categories": ("joke", "maths")}, "data.include_categories: no record has the category 'maths'"),
+        ({"include_sources": ("0.jsonl", "typo")}, "data.include_sources: no record has the source 'typo'"),
+    ],
+)
+def test_a_filter_that_names_nothing_is_an_error(rope: Rope, changes: dict, found: str) -> None:
+    dataset = rope.open([*records(3, "joke"), *records(3, "math")], **changes)
+    with pytest.raises(UserError, match=found):
+        _ = dataset[0]
+
+
+def test_a_file_in_a_directory_can_be_named(rope: Rope) -> None:
+    for name in ("a", "b"):
+        write_jsonl(rope.folder / "in" / f"{name}.jsonl", records(3, name))
+    recipe = Recipe("airoboros-2.2", PROMPT_FORMATS["airoboros-2.2"], 128)
+    spec = DataSpec((Source(str(rope.folder / "in")),), recipe, Selection(include_sources=("b.jsonl",)))
+    assert trained(Dataset(spec, rope.encoder, rope.folder / "cache")) == [f"b.jsonl:{n}" for n in (1, 2, 3)]
+
+
+def test_a_limit_counts_held_out_records_too(rope: Rope) -> None:
+    total = rope.open((records(60), {"max_samples": 20}), validation_fraction=0.4).report().total
+    assert total.kept + total.held_out == 20
+    assert total.held_out > 0
+
+
+def test_records_that_are_equal_as_they_are_trained_share_their_fate(rope: Rope) -> None:
+    """The 1.x format has no place for a system prompt, so these are copies."""
+    rows = [{**row, "system": f"You are number {n}."} for n in range(2) for row in records(100)]
+    path = write_jsonl(rope.folder / "0.jsonl", rows)
+    recipe = Recipe("airoboros-1.x", PROMPT_FORMATS["airoboros-1.x"], 128)
+    spec = DataSpec((Source(str(path)),), recipe, Selection(0.3))
+    dataset = Dataset(spec, rope.encoder, rope.folder / "cache")
+    lines = {int(name.split(":")[1]) for name in held(dataset)}
+    assert {line + 100 for line in lines if line <= 100} == {line for line in lines if line > 100}
+    assert dataset.report().copies.records == 100
 
 
 @pytest.mark.parametrize("name", ["1.jsonl", "1", "elsewhere"])

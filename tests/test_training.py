@@ -189,7 +189,32 @@ def test_a_run_is_not_resumed_on_other_data(config, records: Path, tmp_path: Pat
         run(wanted)
     monkeypatch.undo()
     changed.write_text(records.read_text().replace("plus", "and"))
-    with pytest.raises(UserError, match=r"changing\.jsonl: not the file that this run began with"):
+    with pytest.raises(
+        UserError, match=r"not the data that this run began with: the content of .*changing\.jsonl changed"
+    ):
+        run(wanted, resume=True)
+
+
+@pytest.mark.parametrize(("change", "found"), [("gone", r"b\.jsonl is gone"), ("new", r"c\.jsonl is new")])
+def test_a_directory_of_data_must_stay_what_it_was(
+    config, records: Path, tmp_path: Path, monkeypatch, change: str, found: str
+) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    lines = records.read_text().splitlines(keepends=True)
+    (folder / "a.jsonl").write_text("".join(lines[:20]))
+    (folder / "b.jsonl").write_text("".join(lines[20:]))
+    data = config().data.model_copy(update={"sources": (DataSource(path=str(folder)),)})
+    wanted = config().model_copy(update={"data": data})
+    stop_after(2, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        run(wanted)
+    monkeypatch.undo()
+    if change == "gone":
+        (folder / "b.jsonl").unlink()
+    else:
+        (folder / "c.jsonl").write_text(lines[0])
+    with pytest.raises(UserError, match=found):
         run(wanted, resume=True)
 
 

@@ -86,13 +86,19 @@ class DataSource(Section):
     weight: Positive = 1.0
     """How often each record is in an epoch: 2 repeats all, 0.5 takes a half that is drawn by their content."""
     max_samples: PositiveInt | None = None
-    """At most so many records of it in an epoch, drawn by their content."""
+    """At most so many of its records, drawn by their content; held-out ones count, too."""
     subset: str | None = None
     """Subset of a dataset on the hub."""
     split: str = "train"
     """Split of a dataset on the hub."""
     revision: str | None = None
     """Branch, tag or commit of a dataset on the hub."""
+
+    @model_validator(mode="after")
+    def _weight_or_limit(self) -> DataSource:
+        if self.max_samples is not None and self.weight != 1.0:
+            raise ValueError("weight and max_samples both say how many records are taken: give one of them")
+        return self
 
 
 class Data(Section):

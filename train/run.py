@@ -24,6 +24,7 @@ import torch
 import yaml
 
 from data.errors import UserError
+from data.prepare.cache import changed_files
 from train.base_identity import record_base
 from train.config import Config
 from train.files import write_whole
@@ -71,6 +72,12 @@ class Run:
         return self.path / "stages"
 
     @property
+    def has_progress(self) -> bool:
+        """Whether there is anything to resume, in the run or in one of its stages."""
+        folders = [self.path, *self.stages.glob("*")]
+        return any((f / "adapter").is_dir() or any((f / "checkpoints").glob("step-*")) for f in folders)
+
+    @property
     def merged(self) -> Path:
         """The merged model (export/merge/weights.py)."""
         return self.path / "merged"
@@ -116,34 +123,38 @@ def claim(config: Config, resume: bool) -> Run:
     run = Run(config.run_dir)
     if run.config.is_file():
         _require_same(run, config)
-        started = run.adapter.is_dir() or run.stages.is_dir() or any(run.checkpoints.glob("step-*"))
-        if started and not resume:
+        if run.has_progress and not resume:
             todo = "pass --resume to continue it, choose another run_dir, or remove the directory"
             raise UserError(str(run.path), "this run has already made progress here", todo)
-    elif run.path.exists() and not (run.path.is_dir() and all(_may_be_there(p.name) for p in run.path.iterdir())):
+    elif run.path.exists() and not _is_only_prepared(run.path):
         raise UserError(str(run.path), "exists and is not a run directory", "choose another run_dir")
     return run
 
 
-def require_same_start(run: Run, sources: dict[str, str], rows_per_step: int) -> None:
-    """Refuse to resume a run whose data changed, or whose steps would hold other rows.
+def require_same_start(run: Run, files: dict[str, str], encoding: dict[str, Any], rows_per_step: int) -> None:
+    """Refuse to resume a run whose data or tokenizer changed, or whose steps would hold other rows.
 
     Args:
-        sources: sha256 of each data file, by name.
+        files: sha256 of each data file, by name.
+        encoding: what else decides the ids, as `Dataset.encoding`.
         rows_per_step: rows that all processes use in one step.
 
     Raises:
         UserError: naming what differs from `data.json` and `plan.json`.
     """
     data, plan = run.path / "data.json", run.path / "plan.json"
-    if not (data.is_file() and plan.is_file()):
+    if not (run.has_progress and data.is_file() and plan.is_file()):
         return
-    files = [file for source in json.loads(data.read_text())["sources"] for file in source["files"]]
-    began = {file["name"]: file["sha256"] for file in files}
-    for path, digest in sources.items():
-        if began.get(path) != digest:
-            todo = "put the old file back, or start anew in another run_dir"
-            raise UserError(path, "not the file that this run began with", todo)
+    began = json.loads(data.read_text())
+    then = {file["name"]: file["sha256"] for source in began["sources"] for file in source["files"]}
+    changed = list(changed_files(then, files))
+    if changed:
+        todo = "put the data back as it was, or start anew in another run_dir"
+        raise UserError(str(run.path), f"not the data that this run began with: {'; '.join(changed)}", todo)
+    for what, value in encoding.items():
+        if began.get("encoding", {}).get(what) != value:
+            todo = "put it back as it was, or start anew in another run_dir"
+            raise UserError(str(run.path), f"{what} is not the one that this run began with", todo)
     rows = json.loads(plan.read_text())["rows_per_step"]
     if rows != rows_per_step:
         found = f"a step had {rows} rows when this run began, and has {rows_per_step} with these processes"
@@ -197,9 +208,12 @@ def _require_same(run: Run, config: Config) -> None:
         raise UserError(str(run.path), f"holds a run with another config:{listed}", todo)
 
 
-def _may_be_there(name: str) -> bool:
-    """What `scripts.prepare` leaves in a directory that no run has claimed yet."""
-    return name.startswith(".") or name in PREPARED
+def _is_only_prepared(folder: Path) -> bool:
+    """Whether a directory holds nothing but what `scripts.prepare` leaves, for a run or for each of its stages."""
+    if not folder.is_dir():
+        return False
+    others = [path for path in folder.iterdir() if not (path.name.startswith(".") or path.name in PREPARED)]
+    return all(path.name == "stages" and all(map(_is_only_prepared, path.iterdir())) for path in others)
 
 
 def _is_free(key: str) -> bool:

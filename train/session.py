@@ -87,19 +87,19 @@ def _open(config: Config, run: Run, accelerator: Accelerator, board: Board) -> S
     if accelerator.is_main_process:
         rope = {**dataclasses.asdict(spec), "inv_freq": spec.inv_freq().tolist(), "live_error": base.rope_error}
         counts = {"steps": steps.total, "rows_per_step": topology.rows_per_step}
-        run.write_json("data.json", report.to_json())
+        run.write_json("data.json", report.to_json() | {"encoding": dataset.encoding})
         run.write_json("plan.json", {**plan.to_json(), **counts, "rope": rope})
     parts = Parts(model, optimizer, dataset, steps, topology, config.train, accelerator)
     return Session(config, run, accelerator, board, parts, dataset.validation(), spec, start)
 
 
 def _open_data(config: Config, run: Run, accelerator: Accelerator, topology: Topology, board: Board) -> Dataset:
-    """The rows to train on; one process of a machine prepares them, the others read its cache."""
+    """The rows to train on; one process that sees the cache prepares them, the others read."""
     encoder = Encoder(load_tokenizer(config.model.name_or_path, config.model.revision))
     dataset = open_data(config, encoder, run.cache, board.say)
-    require_same_start(run, dataset.sources.sha256, topology.rows_per_step)
-    with accelerator.main_process_first(), accelerator.local_main_process_first():
-        assert len(dataset[0])
+    require_same_start(run, dataset.sources.sha256, dataset.encoding, topology.rows_per_step)
+    # Whoever comes first prepares, and the others wait at the cache's lock: no collective operation can time out there.
+    assert len(dataset[0])
     # Only now is the directory this run's: data that stopped it can be mended and the config changed.
     if accelerator.is_main_process:
         record_start(run, config, f"{accelerator.num_processes} x {accelerator.device.type}")

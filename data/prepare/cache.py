@@ -10,13 +10,17 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+import pyarrow as pa
+from filelock import FileLock, Timeout
 
+from data.errors import UserError
 from data.prepare.make import DOCUMENTS, REJECTED, Opened, Say, SourceCount, make, open_source
 from data.prepare.recipe import RENDERER_VERSION, Recipe, Source
 from data.prepare.table import Documents
@@ -49,20 +53,32 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Sources:
-    """The sources of a run, opened and hashed once."""
+    """The sources of a run, opened and hashed once.
+
+    Attributes:
+        hashes: sha256 of each source's files.
+        states: size and times of each file when it was hashed.
+    """
 
     opened: tuple[Opened, ...]
     hashes: tuple[tuple[str, ...], ...]
+    states: tuple[tuple[int, ...], ...]
 
     @classmethod
     def of(cls, sources: Sequence[Source]) -> Sources:
         """Open every source and hash its files.
 
         Raises:
-            UserError: one cannot be read.
+            UserError: one cannot be read, or two of them hold the same file.
         """
         opened = tuple(open_source(source) for source in sources)
-        return cls(opened, tuple(tuple(one.sha256() for one in source.inputs) for source in opened))
+        files = [one for source in opened for one in source.inputs]
+        names = [one.name for one in files]
+        twice = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
+        if twice is not None:
+            raise UserError(twice, "is in two of data.sources", "leave it out of one; to repeat its records: weight: 2")
+        states = tuple(one.state() for one in files)
+        return cls(opened, tuple(tuple(one.sha256() for one in source.inputs) for source in opened), states)
 
     @property
     def sha256(self) -> dict[str, str]:
@@ -73,38 +89,72 @@ class Sources:
             for one, sha256 in zip(source.inputs, hashes, strict=True)
         }
 
+    def require_unchanged(self) -> None:
+        """What is read must be what was hashed.
+
+        Raises:
+            UserError: a file changed since then.
+        """
+        files = [one for source in self.opened for one in source.inputs]
+        for one, state in zip(files, self.states, strict=True):
+            if one.state() != state:
+                raise UserError(one.name, "changed while this run was using it", "start again, and leave it as it is")
+
 
 def prepare(sources: Sources, recipe: Recipe, epoch: int, encoder: Encoder, cache: Path, say: Say) -> Prepared:
     """The table of one epoch, from the cache where it is there.
 
     Raises:
-        UserError: a template cannot be applied, or a worker process was killed.
+        UserError: a template cannot be applied, a worker process was killed, a file changes meanwhile, or there is no
+            place to keep the table.
     """
     key = key_of(sources, recipe, epoch, encoder)
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:KEY_LENGTH]
     folder = cache / f"documents-{digest}"
-    cache.mkdir(parents=True, exist_ok=True)
-    with FileLock(cache / f"{folder.name}.lock"):
-        found = _open(folder)
-        if found is None:
-            for line in _why_anew(cache, key):
-                say(line)
-            _make(folder, key, sources, Job(recipe, epoch, encoder), say)
-            found = _open(folder)
+    found = _open(folder)
+    if found is None:
+        with _locked(cache, folder.name, say):
+            found = _open(folder)  # another process may have made it meanwhile
+            if found is None:
+                for line in _why_anew(cache, folder, key):
+                    say(line)
+                _make(folder, key, sources, Job(recipe, epoch, encoder), say)
+                found = _open(folder)
     assert found is not None
     return found
+
+
+@contextmanager
+def _locked(cache: Path, name: str, say: Say) -> Iterator[None]:
+    """One process of those that see this directory."""
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(cache / f"{name}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            say("waiting for another process, which prepares the same data ...")
+            lock.acquire()
+    except OSError as error:
+        todo = "make it writable, or give data.cache_dir a directory that is"
+        raise UserError(str(cache), f"no place for prepared data ({error.strerror or error})", todo) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def key_of(sources: Sources, recipe: Recipe, epoch: int, encoder: Encoder) -> dict[str, Any]:
     """Everything that a table depends on, by the name that a user knows it by."""
     drawn = {"train.seed": recipe.seed, "epoch": epoch} if recipe.drawn_anew else {}
-    files = {
-        opened.source.name: {
+    files = [
+        {
+            "name": opened.source.name,
             "format": opened.source.format,
             "files": dict(zip((one.name for one in opened.inputs), hashes, strict=True)),
         }
         for opened, hashes in zip(sources.opened, sources.hashes, strict=True)
-    }
+    ]
     return {
         "data.sources": files,
         "the tokenizer": encoder.fingerprint,
@@ -126,14 +176,21 @@ def differences(there: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
             continue
         if name == "data.sources":
             changed += _files_changed(old, new)
-        elif isinstance(old, int | str) and isinstance(new, int | str) and len(f"{old}{new}") < 60:
+        elif _is_short(old) and _is_short(new):
             changed.append(f"{name}: {old} then, {new} now")
         else:
             changed.append(f"{name} changed")
     return changed
 
 
-def _files_changed(old: Any, new: Any) -> Iterator[str]:
+def _is_short(value: Any) -> bool:
+    return isinstance(value, int | str) and len(str(value)) < 30
+
+
+def _files_changed(then: Any, now: Any) -> Iterator[str]:
+    old, new = ({source["name"]: source for source in sources or []} for sources in (then, now))
+    if old == new:
+        yield "the order of data.sources changed"
     for source in old | new:
         there, here = old.get(source), new.get(source)
         if there is None or here is None:
@@ -141,27 +198,43 @@ def _files_changed(old: Any, new: Any) -> Iterator[str]:
             continue
         if there["format"] != here["format"]:
             yield f"{source}: format {there['format']} then, {here['format']} now"
-        for name in there["files"] | here["files"]:
-            if there["files"].get(name) != here["files"].get(name):
-                yield f"the content of {name} changed" if name in there["files"] else f"{name} is new"
+        yield from changed_files(there["files"], here["files"])
 
 
-def _why_anew(cache: Path, key: dict[str, Any]) -> Iterator[str]:
+def changed_files(then: dict[str, str], now: dict[str, str]) -> Iterator[str]:
+    """What became of files, each with its hash, in words."""
+    for name in then | now:
+        if name not in now:
+            yield f"{name} is gone"
+        elif name not in then:
+            yield f"{name} is new"
+        elif then[name] != now[name]:
+            yield f"the content of {name} changed"
+
+
+def _why_anew(cache: Path, folder: Path, key: dict[str, Any]) -> Iterator[str]:
     """What differs from the most similar table that is there; silent where there is none of this epoch."""
+    if folder.exists():
+        yield "preparing the data anew: what was prepared is damaged, or of another version of this program"
+        return
     known = [_read(path) for path in cache.glob(f"documents-*/{MANIFEST}")]
-    of_epoch = [other["key"] for other in known if other and other["key"].get("epoch", 0) == key.get("epoch", 0)]
+    keys = [other["key"] for other in known if other and isinstance(other.get("key"), dict)]
+    of_epoch = [other for other in keys if other.get("epoch", 0) == key.get("epoch", 0)]
     if of_epoch:
         changed = min((differences(other, key) for other in of_epoch), key=len)
         yield f"preparing the data anew: {'; '.join(changed)}"
 
 
 def _make(folder: Path, key: dict[str, Any], sources: Sources, job: Job, say: Say) -> None:
-    aside = folder.with_name(f"{folder.name}.partial")
-    for stale in (aside, folder):  # left by a killed process; or damaged, or `_open` had taken it
-        shutil.rmtree(stale, ignore_errors=True)
+    # By host and process: on a shared disk without locks, two that make the same must not get into each other's way.
+    aside = folder.with_name(f"{folder.name}.{socket.gethostname()}-{os.getpid()}.partial")
+    for stale in folder.parent.glob(f"{folder.name}.{socket.gethostname()}-*.partial"):
+        shutil.rmtree(stale, ignore_errors=True)  # left by a killed process of this machine
     aside.mkdir(parents=True)
     try:
+        sources.require_unchanged()
         made = make(sources.opened, sources.hashes, job, aside, say)
+        sources.require_unchanged()
         manifest = {
             "key": key,
             "bytes": (aside / DOCUMENTS).stat().st_size,
@@ -172,24 +245,30 @@ def _make(folder: Path, key: dict[str, Any], sources: Sources, job: Job, say: Sa
             json.dump(manifest, file, indent=1)
             file.flush()
             os.fsync(file.fileno())
-        aside.rename(folder)
+        if _open(folder) is None:
+            shutil.rmtree(folder, ignore_errors=True)
+            aside.rename(folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
 
 def _open(folder: Path) -> Prepared | None:
-    """A complete table; None where there is none, or where what is there is not what was written."""
+    """A complete table; None where there is none, or where what is there is not what this program writes."""
     manifest = _read(folder / MANIFEST)
     path = folder / DOCUMENTS
-    if manifest is None or not path.is_file() or path.stat().st_size != manifest["bytes"]:
+    if manifest is None or not path.is_file() or path.stat().st_size != manifest.get("bytes"):
         return None
-    sources = tuple(SourceCount(**source) for source in manifest["sources"])
-    files = [file["name"] for source in sources for file in source.files]
-    return Prepared(Documents(path, files), sources, manifest["findings"], folder)
+    try:
+        sources = tuple(SourceCount(**source) for source in manifest["sources"])
+        files = [file["name"] for source in sources for file in source.files]
+        return Prepared(Documents(path, files), sources, manifest["findings"], folder)
+    except (KeyError, TypeError, AttributeError, pa.ArrowInvalid):
+        return None
 
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except (OSError, ValueError):
         return None
+    return content if isinstance(content, dict) else None

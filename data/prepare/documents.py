@@ -13,8 +13,11 @@ a document of its own, and the last, shorter one shares a row with others. A las
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
+
+import numpy as np
 
 from data.conversation import Conversation
 from data.positions import piece_lengths
@@ -25,6 +28,10 @@ from data.tokens import NO_END, NOTHING, Encoder, Example, chunks, cut
 # What became of a record; CONTINUED marks its second and later documents.
 OUTCOMES = ("kept", "truncated", "too_long", "untrained", "continued")
 KEPT, TRUNCATED, TOO_LONG, UNTRAINED, CONTINUED = range(len(OUTCOMES))
+# Tries that go by the length of the one before; then the turns are halved, so that no record takes long.
+_GUESSES = 4
+
+_Rendered = tuple[tuple[Span, ...], Example]
 
 
 @dataclass(frozen=True)
@@ -82,7 +89,7 @@ def _too_long(
     if recipe.on_too_long in ("drop", "error"):
         return [Document(NOTHING, TOO_LONG, len(whole), len(whole), separators(spans))]
     if recipe.on_too_long == "split" and conversation.kind == "chat" and len(conversation.turns) > 1:
-        parts = list(_parts(conversation, recipe, epoch, encoder))
+        parts = list(_parts(conversation, whole, recipe, epoch, encoder))
     else:
         parts = [(spans, whole)]
     limited = [cut(example, recipe.max_length) for _, example in parts]
@@ -98,23 +105,42 @@ def _too_long(
 
 
 def _parts(
-    conversation: Conversation, recipe: Recipe, epoch: int, encoder: Encoder
-) -> Iterator[tuple[tuple[Span, ...], Example]]:
+    conversation: Conversation, whole: Example, recipe: Recipe, epoch: int, encoder: Encoder
+) -> Iterator[_Rendered]:
     """Consecutive turns, as many in a part as fit, one at least; each part rendered as a conversation of its own."""
-    rest, number = conversation.turns, 0
-    while rest:
-        taken = 0
-        fitting: tuple[tuple[Span, ...], Example] | None = None
-        while taken < len(rest):
-            part = replace(conversation, turns=rest[: taken + 1])
-            spans = spans_of(part, recipe, epoch, f"/{number}")
-            example = encoder.encode(spans)
-            if fitting is not None and len(example) > recipe.max_length:
-                break
-            fitting, taken = (spans, example), taken + 1
-        assert fitting is not None
-        yield fitting
-        rest, number = rest[taken:], number + 1
+
+    def rendered(start: int, number: int, count: int) -> _Rendered:
+        part = replace(conversation, turns=conversation.turns[start : start + count])
+        spans = spans_of(part, recipe, epoch, f"/{number}")
+        return spans, encoder.encode(spans)
+
+    start, number, ends = 0, 0, whole.turn_ends + 1
+    while start < len(conversation.turns):
+        part = cache(partial(rendered, start, number))
+        count = _as_many_as_fit(part, ends, start, recipe.max_length)
+        yield part(count)
+        start, number = start + count, number + 1
+
+
+def _as_many_as_fit(part: Callable[[int], _Rendered], ends: np.ndarray, start: int, max_length: int) -> int:
+    """How many turns from `start` on fit: one more does not, and a single one is taken whatever its length.
+
+    Args:
+        part: renders so many turns; tried as seldom as can be, for a record may have thousands of them.
+        ends: tokens of the whole record up to the end of each turn. In a part they stand elsewhere (it has a system
+            prompt and draws of its own), so they only say where to look: after a try, by how far it missed.
+    """
+    fits, too_many = 1, len(ends) - start + 1
+    target, tries = int(ends[start - 1] if start else 0) + max_length, 0
+    while too_many - fits > 1:
+        guess = int(np.searchsorted(ends, target, side="right")) - start
+        if tries >= _GUESSES:
+            guess = min(2 * fits, (fits + too_many) // 2)
+        count = min(max(guess, fits + 1), too_many - 1)
+        room = max_length - len(part(count)[1])
+        fits, too_many = (count, too_many) if room >= 0 else (fits, count)
+        target, tries = int(ends[start + count - 1]) + room, tries + 1
+    return fits
 
 
 def answers(example: Example, ending: int) -> tuple[int, int, int]:

@@ -18,6 +18,7 @@ from data.prepare.work import Block, Done, Job, work
 ROOT = Path(__file__).parent.parent.parent
 # Each worker has a core of its own: the tokenizer's threads would only compete.
 ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+COMMAND = ("-m", "data.prepare.worker")
 # Blocks that wait for each worker: enough to keep it busy, few enough to bound the memory.
 WAITING = 2
 
@@ -46,22 +47,22 @@ class Workers:
     """Worker processes, each asked by one thread at a time. Leaving the context ends them."""
 
     def __init__(self, job: Job, count: int) -> None:
+        self._job = pickle.dumps(job)
         self._processes = [_start() for _ in range(count)]
+        self._begun: set[int] = set()
         self._idle: queue.SimpleQueue[subprocess.Popen[bytes]] = queue.SimpleQueue()
         self._threads = ThreadPoolExecutor(count, thread_name_prefix="prepare")
-        first = pickle.dumps(job)
         for process in self._processes:
-            assert process.stdin is not None
-            process.stdin.write(first)
             self._idle.put(process)
 
     def __enter__(self) -> Workers:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
         for process in self._processes:
             process.kill()
-        self._threads.shutdown(cancel_futures=True)
+        self._threads.shutdown()  # threads that were waiting for an answer have none now, and end
         for process in self._processes:
             process.communicate()
 
@@ -71,8 +72,11 @@ class Workers:
 
     def _ask(self, block: Block) -> Done:
         process = self._idle.get()
-        answer = _exchange(process, block)
-        self._idle.put(process)
+        try:
+            answer = _exchange(process, b"" if process.pid in self._begun else self._job, block)
+            self._begun.add(process.pid)
+        finally:
+            self._idle.put(process)  # a dead one too: whoever waits for it must not wait for ever
         if isinstance(answer, Exception):
             raise answer
         assert isinstance(answer, Done)
@@ -80,19 +84,21 @@ class Workers:
 
 
 def _start() -> subprocess.Popen[bytes]:
-    environment = os.environ | ENVIRONMENT | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "data.prepare.worker"]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(paths)}
+    return subprocess.Popen([sys.executable, *COMMAND], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
 
 
-def _exchange(process: subprocess.Popen[bytes], block: Block) -> object:
+def _exchange(process: subprocess.Popen[bytes], first: bytes, block: Block) -> object:
+    """A worker's answer to a block; `first` is what it has to be told before."""
     assert process.stdin is not None
     assert process.stdout is not None
     try:
+        process.stdin.write(first)
         pickle.dump(block, process.stdin)
         process.stdin.flush()
         return pickle.load(process.stdout)
-    except (EOFError, BrokenPipeError, pickle.UnpicklingError):
+    except (EOFError, BrokenPipeError, ValueError, pickle.UnpicklingError):
         code = process.wait()
         where = f"{block.name}, lines {block.lines[0].number} to {block.lines[-1].number}"
         why = f"killed by signal {-code}" if code < 0 else f"exit code {code}"

@@ -13,7 +13,7 @@ from data.render import Style, is_random
 OnTooLong = Literal["split", "truncate", "drop", "error"]
 
 # Part of every cache key: raise it when the same input would give other documents.
-RENDERER_VERSION = 2
+RENDERER_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,10 @@ class Source:
     @property
     def name(self) -> str:
         """What it is called: its path, with the part of a dataset on the hub that is read."""
+        revision = f"@{self.revision}" if self.revision else ""
         subset = f"[{self.subset}]" if self.subset else ""
-        return f"{self.path}{subset}" + (f":{self.split}" if subset or self.split != "train" else "")
+        split = f":{self.split}" if subset or self.split != "train" else ""
+        return f"{self.path}{revision}{subset}{split}"
 
     def inputs(self) -> list[Input]:
         """Its files, in order.

@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from data.conversation import Conversation
+from data.conversation import Conversation, content_key
 from data.prepare.documents import Document, answers
 from data.tokens import Example
 
 # All columns but the last two are one number, or short text, for each document.
 SCHEMA = pa.schema(
     [
-        ("key", pa.uint64()),  # hash of the record's content
+        ("key", pa.uint64()),  # hash of what of the record is trained
         ("source", pa.int16()),  # number of the data source
         ("file", pa.int32()),  # number of the file, over all sources
         ("line", pa.int64()),
@@ -44,14 +44,20 @@ SCHEMA = pa.schema(
 )
 
 
-def batch_of(documents: Sequence[tuple[Conversation, Document]], source: int, file: int, ending: int) -> pa.RecordBatch:
-    """Documents of one file as a record batch; `ending` as in `answers`."""
+def batch_of(
+    documents: Sequence[tuple[Conversation, Document]], source: int, file: int, ending: int, takes_system: bool
+) -> pa.RecordBatch:
+    """Documents of one file as a record batch; `ending` as in `answers`.
+
+    Args:
+        takes_system: whether the prompt format writes a record's own system prompt.
+    """
     examples = [document.example for _, document in documents]
     counted = [answers(example, ending) for example in examples]
     lengths = np.array([len(example) for example in examples], dtype=np.int32)
     offsets = pa.array(np.concatenate(([0], np.cumsum(lengths))).astype(np.int32))
     columns: dict[str, Any] = {
-        "key": np.array([int(c.key, 16) for c, _ in documents], dtype=np.uint64),
+        "key": np.array([int(_key(c, takes_system), 16) for c, _ in documents], dtype=np.uint64),
         "source": np.full(len(documents), source, dtype=np.int16),
         "file": np.full(len(documents), file, dtype=np.int32),
         "line": np.array([int(c.origin.rpartition(":")[2]) for c, _ in documents], dtype=np.int64),
@@ -73,6 +79,13 @@ def batch_of(documents: Sequence[tuple[Conversation, Document]], source: int, fi
     return pa.record_batch([pa.array(columns[field.name], field.type) for field in SCHEMA], schema=SCHEMA)
 
 
+def _key(conversation: Conversation, takes_system: bool) -> str:
+    """Of what is trained: records that differ only in a system prompt that is not written are copies."""
+    if conversation.system is None or (takes_system and conversation.kind == "chat"):
+        return conversation.key
+    return content_key(conversation.kind, None, conversation.turns)
+
+
 def _joined(parts: Sequence[np.ndarray], kind: type) -> pa.Array:
     return pa.array(np.concatenate([*parts, np.empty(0, dtype=kind)]).astype(kind, copy=False))
 
@@ -88,7 +101,7 @@ class Documents:
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
         self._batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
         self._starts = np.cumsum([0, *(batch.num_rows for batch in self._batches)]).tolist()
-        self._files = files
+        self.files = tuple(files)
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -121,7 +134,7 @@ class Documents:
     def origin(self, index: int) -> str:
         """`file:line` of a document's record."""
         batch, row = self._place(index)
-        return f"{self._files[batch.column('file')[row].as_py()]}:{batch.column('line')[row].as_py()}"
+        return f"{self.files[batch.column('file')[row].as_py()]}:{batch.column('line')[row].as_py()}"
 
     def _place(self, index: int) -> tuple[pa.RecordBatch, int]:
         number = bisect_right(self._starts, index) - 1

@@ -57,6 +57,14 @@ class Done:
 
 def work(job: Job, block: Block) -> Done:
     """Make documents of a block's lines."""
+    try:
+        return _work(job, block)
+    except Exception as error:
+        error.add_note(f"while {block.name} was prepared, lines {block.lines[0].number} to {block.lines[-1].number}")
+        raise
+
+
+def _work(job: Job, block: Block) -> Done:
     conversations: list[Conversation] = []
     rejections: list[Rejection] = []
     formats: Counter[str] = Counter()
@@ -69,7 +77,7 @@ def work(job: Job, block: Block) -> Done:
             formats[format] += 1
     documents = list(documents_of(conversations, job.recipe, job.epoch, job.encoder))
     ending = int(bool(getattr(job.recipe.prompt_format, "response_end", "")))
-    batch = batch_of(documents, block.source, block.file, ending)
+    batch = batch_of(documents, block.source, block.file, ending, job.recipe.prompt_format.takes_system)
     return Done(
         block.source,
         block.file,

@@ -125,6 +125,7 @@ def test_a_dataset_and_what_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert values(got) == records
     assert [line.number for line in got] == list(range(1, 601))
     assert item.size > 0
+    assert item.state() == ()
     assert (
         item.sha256()
         == hub_input(name, "one", "train", None).sha256()

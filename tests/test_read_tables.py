@@ -141,3 +141,12 @@ def test_a_damaged_row_group_is_named_and_the_next_is_read(tmp_path: Path) -> No
     assert json.loads(got[-1].content) == {"a": "row 2999"}  # type: ignore[union-attr]
     path.write_bytes(content[:-50])
     assert numbers(list(FileInput(path).lines())) == [(Broken, 1)]
+
+
+def test_a_damaged_name_of_a_column_is_one_broken(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"column": ["a"]}), path, store_schema=False)
+    path.write_bytes(path.read_bytes().replace(b"column", b"colu\xffn"))
+    (got,) = FileInput(path).lines()
+    assert isinstance(got, Broken)
+    assert "utf-8" in got.found

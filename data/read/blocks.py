@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from data.read.access import reading
 from data.read.lines import UnreadableError
 
 # Small enough for a core's own cache: a quarter faster than 1 MiB.
@@ -36,6 +37,7 @@ def text_blocks(path: Path) -> Iterator[bytes]:
     Raises:
         UnreadableError: while iterating, after all that could be read: the file is cut, damaged, or in another
             encoding than UTF-8.
+        UserError: the system cannot read it.
     """
     head, blocks = peek(_raw(path), lambda head: len(head) >= 4)
     packing = _packing(path, head)
@@ -77,12 +79,9 @@ def _without_mark(blocks: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _raw(path: Path) -> Iterator[bytes]:
-    try:
-        with path.open("rb") as file:
-            while block := file.read(BLOCK):
-                yield block
-    except OSError as error:
-        raise UnreadableError(f"an error while reading ({error.strerror})", "a file that can be read") from None
+    with reading(path), path.open("rb") as file:
+        while block := file.read(BLOCK):
+            yield block
 
 
 def _packing(path: Path, head: bytes) -> str:
@@ -135,7 +134,7 @@ def _unzstd(path: Path) -> Iterator[bytes]:
     """pyarrow reads frames one after another and says when one is cut; other readers stop silently."""
     done = 0
     try:
-        with pa.CompressedInputStream(str(path), "zstd") as stream:
+        with reading(path), pa.CompressedInputStream(str(path), "zstd") as stream:
             while block := stream.read(BLOCK):
                 done += len(block)
                 yield block
@@ -147,7 +146,7 @@ def _unzstd(path: Path) -> Iterator[bytes]:
 def _after(path: Path, done: int) -> bytes:
     """What stands between `done` bytes, which can be read in blocks, and the damage: a failed read gives nothing."""
     parts = []
-    with contextlib.suppress(OSError), pa.CompressedInputStream(str(path), "zstd") as stream:
+    with contextlib.suppress(OSError), reading(path), pa.CompressedInputStream(str(path), "zstd") as stream:
         while done:
             done -= len(stream.read(min(done, BLOCK)))
         while byte := stream.read(1):

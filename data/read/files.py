@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from data.read.access import reading
 from data.read.blocks import text_blocks
 from data.read.documents import json_records, line_records
 from data.read.lines import Broken, Line, UnreadableError
@@ -38,16 +39,30 @@ class FileInput:
 
     @property
     def size(self) -> int:
-        """Bytes on disk."""
-        return self.path.stat().st_size
+        """Bytes on disk.
+
+        Raises:
+            UserError: the file is gone, or may not be looked at; so say `state` and `sha256`, too.
+        """
+        return self.state()[0]
+
+    def state(self) -> tuple[int, ...]:
+        """Size in bytes, time of the last change in ns, and inode: while they stay, the content does."""
+        with reading(self.path):
+            now = self.path.stat()
+        return now.st_size, now.st_mtime_ns, now.st_ino
 
     def sha256(self) -> str:
         """Hash of the bytes on disk."""
-        with self.path.open("rb") as file:
+        with reading(self.path), self.path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def lines(self) -> Iterator[Line | Broken]:
-        """Every record, in order; never an error, but a Broken."""
+        """Every record, in order; what is damaged is a Broken.
+
+        Raises:
+            UserError: now or while iterating: the system cannot read the file, whatever it holds.
+        """
         kind = kind_of(self.path)
         if kind == ".parquet":
             return parquet_records(self.path)

@@ -30,6 +30,10 @@ class HubInput:
         """Bytes of the cached Arrow files."""
         return self.dataset.dataset_size or 0
 
+    def state(self) -> tuple[int, ...]:
+        """Nothing: what `datasets` has mapped into memory stays as it is."""
+        return ()
+
     def sha256(self) -> str:
         """Hash of what `datasets` knows the content by: of the files, of the builder and of its version."""
         return hashlib.sha256(f"{self.name} {self.dataset._fingerprint}".encode()).hexdigest()

@@ -21,6 +21,8 @@ _HUB_NAME = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 class Input(Protocol):
     """Something that holds records. Can be pickled to a worker process.
 
+    All of it raises UserError where the system cannot read the file (it is gone, its disk fails).
+
     Attributes:
         name: what is shown as the file.
         size: bytes on disk; 0 where that is not known.
@@ -32,12 +34,16 @@ class Input(Protocol):
     @property
     def size(self) -> int: ...
 
+    def state(self) -> tuple[int, ...]:
+        """What differs where the content was changed since: size, time and inode now; () for what cannot change."""
+        ...
+
     def sha256(self) -> str:
         """Identity of the content."""
         ...
 
     def lines(self) -> Iterator[Line | Broken]:
-        """Every record, in order; what cannot be read is a Broken, never an error."""
+        """Every record, in order; what is damaged is a Broken, for that is what the file holds."""
         ...
 
 

@@ -15,10 +15,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data.read import lines
+from data.read.access import reading
 from data.read.lines import Broken, Line, UnreadableError
 
 _BATCH = 256
 _UTF8 = "UTF-8 text"
+# What pyarrow raises of a Parquet file; the last of a column whose name is damaged.
+_DAMAGED = (pa.ArrowException, OSError, UnicodeDecodeError)
 
 
 def _jsonable(value: Any) -> Any:
@@ -97,12 +100,17 @@ class _Blocks(io.RawIOBase):
 
 
 def parquet_records(path: Path) -> Iterator[Line | Broken]:
-    """The rows of every row group; one Broken stands for the rest of a group that is damaged."""
+    """The rows of every row group; one Broken stands for the rest of a group that is damaged.
+
+    Raises:
+        UserError: while iterating: the system cannot read the file.
+    """
     wanted = "a whole Parquet file"
     try:
-        # Without these two a whole row group is held in memory.
-        file = pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
-    except (pa.ArrowException, OSError) as error:
+        with reading(path):
+            # Without these two a whole row group is held in memory.
+            file = pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
+    except _DAMAGED as error:
         yield Broken(1, f"no Parquet data, or not all of it ({_first_line(error)})", wanted)
         return
     with file:
@@ -110,10 +118,11 @@ def parquet_records(path: Path) -> Iterator[Line | Broken]:
         for group in range(file.num_row_groups):
             number, rows = first, file.metadata.row_group(group).num_rows
             try:
-                for batch in file.iter_batches(_BATCH, row_groups=[group]):
-                    yield from table_records(batch, number)
-                    number += batch.num_rows
-            except (pa.ArrowException, OSError) as error:
+                with reading(path):
+                    for batch in file.iter_batches(_BATCH, row_groups=[group]):
+                        yield from table_records(batch, number)
+                        number += batch.num_rows
+            except _DAMAGED as error:
                 lost = first + rows - number
                 yield Broken(number, f"damaged data in {lost} rows from here ({_first_line(error)})", wanted)
             first += rows

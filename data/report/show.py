@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any
 
 import numpy as np
 from rich.text import Text
 
 from data.conversation import Conversation
-from data.prepare.documents import KEPT, OUTCOMES, Document, documents_of, spans_of
+from data.prepare.documents import CONTINUED, KEPT, OUTCOMES, Document, documents_of
 from data.prepare.recipe import Recipe
-from data.render import Span
 from data.tokens import Encoder, Example
 
 IGNORED = -100  # as in data/batch.py, which brings torch
@@ -71,32 +70,66 @@ class Shown:
 def shown(conversations: Iterable[Conversation], recipe: Recipe, encoder: Encoder, count: int) -> Iterator[Shown]:
     """The documents of the first `count` records, as epoch 0 has them."""
     for conversation in islice(conversations, count):
-        for number, (_, document) in enumerate(documents_of([conversation], recipe, 0, encoder)):
-            whole = number == 0 and document.outcome == KEPT and len(document.example) == document.whole
-            pieces = (
-                pieces_of(spans_of(conversation, recipe, 0), encoder) if whole else decoded(document.example, encoder)
-            )
+        for _, document in documents_of([conversation], recipe, 0, encoder):
+            inside = conversation.kind == "text" and document.outcome == CONTINUED
+            pieces = pieces_of(document.example, encoder, inside=inside)
             yield Shown(conversation, document, tuple(pieces))
 
 
-def pieces_of(spans: Iterable[Span], encoder: Encoder) -> list[Piece]:
-    """Spans with the seam where the tokens have it: the space before an answer belongs to its first word."""
-    pieces: list[Piece] = []
-    for span in spans:
-        text = encoder.spelled(span)
-        if span.trained and pieces and not span.control and not pieces[-1].trained:
-            before = pieces.pop().text
-            kept = before.rstrip(" ")
-            pieces.append(Piece(kept, trained=False))
-            text = before[len(kept) :] + text
-        if pieces and pieces[-1].trained == span.trained:
-            text = pieces.pop().text + text
-        pieces.append(Piece(text, span.trained))
-    return [piece for piece in pieces if piece.text]
+def pieces_of(example: Example, encoder: Encoder, *, inside: bool = False) -> list[Piece]:
+    """What the ids say: one piece for each run of tokens that are trained, or not.
+
+    Together the pieces are the text of the document. A piece is what a run adds to the text before it, so it keeps the
+    space in front of its first word. A character whose bytes are in two runs stands in the second.
+
+    Args:
+        inside: the document begins within a text, so its first token may begin with a space.
+    """
+    texts = [""] * len(example)  # what each token adds; only the sum over a run is sure to be whole characters
+    control = control_ids(encoder)
+    for start, end in _stretches(example, control):
+        if int(example.ids[start]) in control:
+            texts[start] = str(encoder.tokenizer.convert_ids_to_tokens(int(example.ids[start])))
+            continue
+        seam = start + int(np.argmax(example.trained[start:end])) if example.trained[start:end].any() else end
+        before, after = _parted(example.ids[start:end].tolist(), seam - start, encoder, inside and start == 0)
+        texts[start] += before
+        texts[min(seam, end - 1)] += after
+    runs = np.flatnonzero(np.diff(example.trained, prepend=~example.trained[:1])).tolist()
+    ends = [*runs[1:], len(example)]
+    return [
+        Piece("".join(texts[start:end]), bool(example.trained[start])) for start, end in zip(runs, ends, strict=True)
+    ]
 
 
-def decoded(example: Example, encoder: Encoder) -> list[Piece]:
-    """What the ids say, in runs that are trained or not; for documents that are only a part of their record."""
-    edges = np.flatnonzero(np.diff(example.trained)) + 1
-    runs = zip(np.split(example.ids, edges), np.split(example.trained, edges), strict=True)
-    return [Piece(str(encoder.tokenizer.decode(ids.tolist())), bool(flags[0])) for ids, flags in runs if len(ids)]
+def control_ids(encoder: Encoder) -> set[int]:
+    """Ids of the control tokens. The unknown token is none: it stands for characters of a text."""
+    tokenizer: Any = encoder.tokenizer
+    special = {int(id) for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return (special - {tokenizer.unk_token_id}) | {encoder.eos_id, *encoder.bos_ids}
+
+
+def _stretches(example: Example, control: set[int]) -> Iterator[tuple[int, int]]:
+    """Control tokens, and what was tokenized in one go: texts end at control tokens and after answers."""
+    is_control = np.isin(example.ids, list(control))
+    starts = np.zeros(len(example) + 1, dtype=bool)
+    starts[:-1] |= is_control
+    starts[1:] |= is_control
+    starts[1:-1] |= example.trained[:-1] & ~example.trained[1:]
+    starts[[0, -1]] = True
+    yield from pairwise(np.flatnonzero(starts).tolist())
+
+
+def _parted(ids: list[int], seam: int, encoder: Encoder, inside: bool) -> tuple[str, str]:
+    """The text of ids[:seam] and what the others add; `inside` as in `pieces_of`."""
+    # Decoders drop a space in front of a text; after another word they keep it.
+    lead = encoder.text_ids("a") if inside else []
+    led = len(_decoded(lead, encoder))
+    whole, head = (_decoded([*lead, *part], encoder)[led:] for part in (ids, ids[:seam]))
+    # Where `head` ends within a character, they differ in its end.
+    shared = next((at for at, (a, b) in enumerate(zip(whole, head, strict=False)) if a != b), len(head))
+    return whole[:shared], whole[shared:]
+
+
+def _decoded(ids: list[int], encoder: Encoder) -> str:
+    return str(encoder.tokenizer.decode(ids, clean_up_tokenization_spaces=False))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import pickle
@@ -93,6 +94,60 @@ def test_what_may_not_be_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
             inputs_of(str(folder / path))
     with pytest.raises(UserError, match="a subset or a revision of files"):
         inputs_of(str(folder), revision="main")
+
+
+def test_links_are_followed_and_what_they_lead_to_is_there_once(folder: Path) -> None:
+    write_jsonl(folder.parent / "elsewhere" / "g.jsonl", [{}])
+    for link, target in {
+        "link": "../elsewhere", "a/back": "..", "0": "a", "a/same": "../../elsewhere", "h.jsonl": "b.jsonl"
+    }.items():  # fmt: skip
+        (folder / link).symlink_to(target)
+    relative = [str(Path(item.name).relative_to(folder)) for item in inputs_of(str(folder))]
+    assert relative == ["a/c.json", "a/d.CSV.gz", "b.jsonl", "h.jsonl", "link/g.jsonl"]
+    # Two ways round would be tried in every order by glob itself.
+    (folder / "0").unlink()
+    assert names(folder / "**" / "*.jsonl") == ["b.jsonl", "h.jsonl", "g.jsonl"]
+    assert names(folder / "link") == ["g.jsonl"]
+
+
+@pytest.mark.parametrize("link", ["gone.jsonl", "gone.CSV.gz", "a/gone.json.xz", "gone-directory", "loop.json"])
+def test_a_link_that_leads_nowhere_is_one_message(folder: Path, link: str) -> None:
+    (folder / link).symlink_to(link if link == "loop.json" else "nowhere")
+    for path in (folder, folder / "**" / "*"):
+        with pytest.raises(UserError, match=rf"links that lead nowhere \(.*{link}\)\n  -> mend or remove them"):
+            inputs_of(str(path))
+    (folder / link).rename(folder / ".hidden" / "gone.jsonl")
+    (folder / "CREDITS.md").symlink_to("nowhere.md")
+    assert names(folder) == ["c.json", "d.CSV.gz", "b.jsonl"]
+
+
+@pytest.mark.parametrize(
+    "name", ["c.jsonl.xz", "a/d.JSON.bz2", "e.csv.zip", "f.tsv.7z", "g.jsonl.tar", "h.jsonl.tar.gz", "i.parquet.gz"]
+)
+def test_data_in_another_packing_is_one_message(folder: Path, name: str) -> None:
+    (folder / name).write_bytes(b"x")
+    for path in (folder, folder / "**" / "*"):
+        with pytest.raises(UserError, match=rf"packed in a way that is not read \(.*{name}\)\n  -> pack it with gzip"):
+            inputs_of(str(path))
+    assert "b.jsonl" in names(folder / "*.jsonl")
+
+
+def test_a_directory_that_cannot_be_listed_is_not_empty(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = os.scandir
+
+    def failing(path: str) -> object:
+        if Path(path).name == "a":
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", failing)
+    with pytest.raises(UserError, match=r"Input/output error: .*set/a"):
+        inputs_of(str(folder))
+    monkeypatch.undo()
+    os.mkfifo(folder / "pipe.jsonl")
+    for path in (folder, folder / "*"):
+        with pytest.raises(UserError, match=r"pipe\.jsonl: not a file"):
+            inputs_of(str(path))
 
 
 @given(name=st.text(max_size=20))

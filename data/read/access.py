@@ -30,3 +30,14 @@ def reading(path: Path) -> Iterator[None]:
             raise
         found = f"it cannot be read ({os.strerror(number)})"
         raise UserError(str(path), found, "make it readable, and start again") from None
+
+
+def must_be_readable(place: Path) -> None:
+    """Ask the system for a file or a directory.
+
+    Raises:
+        UserError: its permissions are against it.
+    """
+    needed = os.R_OK | os.X_OK if place.is_dir() else os.R_OK
+    if not os.access(place, needed):
+        raise UserError(str(place), "it may not be read", f"allow it (chmod u+r {place}), or give another")

@@ -14,6 +14,8 @@ from data.read.lines import Broken, Line, UnreadableError
 from data.read.tables import csv_records, parquet_records
 
 _PACKED = (".gz", ".zst")
+# What else data is packed with; none of it is read.
+_PACKED_OTHERWISE = (".xz", ".bz2", ".zip", ".7z", ".tar", ".tgz", ".lzma", ".lz4", ".br", ".rar", ".z", ".zstd")
 _TEXTS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
 KNOWN = ".jsonl, .ndjson, .json, .csv, .tsv (each also with .gz or .zst behind it) and .parquet"
 
@@ -24,6 +26,14 @@ def kind_of(path: Path) -> str | None:
     if suffixes and suffixes[-1] in _PACKED:
         return suffixes[-2] if len(suffixes) > 1 and suffixes[-2] in _TEXTS else None
     return suffixes[-1] if suffixes and suffixes[-1] in (*_TEXTS, ".parquet") else None
+
+
+def packed_otherwise(path: Path) -> bool:
+    """Whether a name is that of a known kind in a packing that is not read (`x.jsonl.xz`, `x.parquet.gz`)."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    while suffixes and suffixes[-1] in (*_PACKED, *_PACKED_OTHERWISE):
+        suffixes.pop()
+    return kind_of(path) is None and bool(suffixes) and suffixes[-1] in (*_TEXTS, ".parquet")
 
 
 @dataclass(frozen=True)

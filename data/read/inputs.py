@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Protocol
 
 from data.errors import UserError
+from data.read.access import must_be_readable
 from data.read.files import KNOWN, FileInput, kind_of
+from data.read.folders import files_in, files_matching
 from data.read.hub import hub_input
 from data.read.lines import Broken, Line
 
@@ -53,11 +55,13 @@ def inputs_of(
     """The inputs behind a name, in an order that does not depend on the machine.
 
     Args:
-        path: a file, a directory (all data files in it, hidden ones left out), a glob, or `owner/name` on the hub.
+        path: a file, a directory (all data files in it and below, also behind links; hidden ones are left out), a glob,
+            or `owner/name` on the hub.
         subset, split, revision: of a dataset on the hub; files have none.
 
     Raises:
-        UserError: nothing is there, it may not be read, or what it holds is not known.
+        UserError: nothing is there, it may not be read, what it holds is not known, or a part of it would be lost: a
+            link leads nowhere, a packing is not known.
     """
     try:
         place = Path(path).expanduser()
@@ -80,11 +84,11 @@ def _inputs(path: str, place: Path, subset: str | None, split: str, revision: st
     if (subset or revision) and (place.exists() or glob.has_magic(path)):
         raise UserError(path, "a subset or a revision of files", "these are of datasets on the hub: leave them out")
     if place.is_dir():
-        return _in_directory(place)
+        return [_file(file) for file in files_in(place)]
     if place.exists():
         return [_file(place)]
     if glob.has_magic(path):
-        return _matching(place)
+        return [_file(file) for file in files_matching(place)]
     if is_hub_name(path):
         return [hub_input(path, subset, split, revision)]
     raise _nothing_there(place)
@@ -95,40 +99,8 @@ def _file(place: Path) -> FileInput:
         raise UserError(str(place), f"a file whose kind is not known by its name ({place.name})", f"give {KNOWN}")
     if not place.is_file():
         raise UserError(str(place), "not a file (a device, a socket or a pipe)", "give a file: it is read twice")
-    _must_be_readable(place)
+    must_be_readable(place)
     return FileInput(place)
-
-
-def _must_be_readable(place: Path) -> None:
-    needed = os.R_OK | os.X_OK if place.is_dir() else os.R_OK
-    if not os.access(place, needed):
-        raise UserError(str(place), "it may not be read", f"allow it (chmod u+r {place}), or give another")
-
-
-def _in_directory(place: Path) -> list[Input]:
-    files, others = [], []
-    for folder, folders, names in os.walk(place):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for inside in [Path(folder), *(Path(folder, name) for name in folders)]:
-            _must_be_readable(inside)
-        for name in names:
-            file = Path(folder, name)
-            known = not name.startswith(".") and kind_of(file) is not None and file.is_file()
-            (files if known else others).append(file)
-    if not files:
-        raise UserError(str(place), f"a directory without data files ({_listed(place, others)})", f"give {KNOWN}")
-    return [_file(file) for file in sorted(files)]
-
-
-def _matching(place: Path) -> list[Input]:
-    # pathlib's own glob takes hidden files too.
-    found = sorted(Path(match) for match in glob.glob(str(place), recursive=True))  # noqa: PTH207
-    files = [match for match in found if match.is_file()]
-    if not files:
-        todo = "check the pattern; in a directory whose name has [ ] * or ? in it, give the directory itself"
-        raise UserError(str(place), "no file matches this pattern", todo)
-    known = [match for match in files if kind_of(match) is not None]
-    return [_file(match) for match in known or files]
 
 
 def _near(place: Path) -> list[str]:
@@ -145,10 +117,3 @@ def _nothing_there(place: Path) -> UserError:
     missing = [parent for parent in place.parents if not parent.exists()]
     where = f"; there is no directory {missing[-1]}" if missing else ""
     return UserError(str(place), "no such file", f"give the path of a file, a directory or a pattern{where}")
-
-
-def _listed(place: Path, files: list[Path], most: int = 5) -> str:
-    if not files:
-        return "it is empty"
-    names = [str(file.relative_to(place)) for file in sorted(files)]
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -20,7 +20,7 @@ def files_in(place: Path) -> list[Path]:
     Raises:
         UserError: there are none, one may not be read, a link leads nowhere, or a packing is not known.
     """
-    found = list(_walk(place))
+    found = [file for _, files in _walk(place) for file in files]
     shown = [str(file.relative_to(place)) for file in found]
     _none_is_lost(place, found, shown)
     known = [file for file in found if kind_of(file) is not None]
@@ -36,9 +36,7 @@ def files_matching(pattern: Path) -> list[Path]:
     Raises:
         UserError: it matches no file, a link leads nowhere, or a packing is not known.
     """
-    # pathlib's own glob takes hidden files too.
-    matches = [Path(match) for match in glob.glob(str(pattern), recursive=True)]  # noqa: PTH207
-    found = _once(match for match in matches if not match.is_dir())
+    found = _once(match for match in _matches(pattern) if not match.is_dir())
     if not found:
         todo = "check the pattern; in a directory whose name has [ ] * or ? in it, give the directory itself"
         raise UserError(str(pattern), "no file matches this pattern", todo)
@@ -46,8 +44,21 @@ def files_matching(pattern: Path) -> list[Path]:
     return [file for file in found if kind_of(file) is not None] or found
 
 
-def _walk(place: Path) -> Iterator[Path]:
-    """Whatever is no directory; what two links lead to is there once, and a link to where it stands in ends nothing."""
+def _matches(pattern: Path) -> Iterator[Path]:
+    """glob's own `**` goes round and round where links lead back."""
+    parts = pattern.parts
+    if "**" not in parts:
+        # pathlib's own glob takes hidden files too.
+        yield from map(Path, glob.glob(str(pattern)))  # noqa: PTH207
+        return
+    at = parts.index("**")
+    for base in _matches(Path(*parts[:at])):
+        for folder, _ in _walk(base) if base.is_dir() else ():
+            yield from _matches(Path(glob.escape(str(folder)), *(parts[at + 1 :] or ("*",))))
+
+
+def _walk(place: Path) -> Iterator[tuple[Path, list[Path]]]:
+    """Each directory from here on, also behind links, once, with all in it that is none; hidden ones are left out."""
     must_be_readable(place)
     seen = {place.resolve()}
     for folder, names, files in os.walk(place, followlinks=True, onerror=_raised):
@@ -59,7 +70,7 @@ def _walk(place: Path) -> Iterator[Path]:
             if one.resolve() not in seen:
                 seen.add(one.resolve())
                 names.append(one.name)
-        yield from (Path(folder, name) for name in files if not name.startswith("."))
+        yield Path(folder), [Path(folder, name) for name in files if not name.startswith(".")]
 
 
 def _raised(error: OSError) -> None:
@@ -68,7 +79,7 @@ def _raised(error: OSError) -> None:
 
 
 def _once(files: Iterable[Path]) -> list[Path]:
-    """`**` goes round where a link leads back: each file by its shortest name, in the order of the names."""
+    """What is behind a link may match by two names: each file by its shortest name, in the order of the names."""
     once: dict[Path, Path] = {}
     for file in sorted(files, key=lambda file: (len(file.parts), file)):
         once.setdefault(file.parent.resolve() / file.name, file)

@@ -50,9 +50,11 @@ def test_a_corpus_counted_by_hand() -> None:
         said("Write a tag.", "<s>old</s> and <s>older</s> <|nobody_knows|>", system="Be short.", origin="a:5"),
         said("", "As an AI language model USER: </s>", kind="text", origin="b:1"),
         said("Say nothing.", " \n", origin="b:2"),
+        said(*ORDINARY, system="Be short.", kind="plain", origin="b:3"),
+        said(*ORDINARY, kind="plain", origin="b:4"),
     ]
     found = Findings.of(corpus)
-    assert (found.records, found.responses) == (7, 7)
+    assert (found.records, found.responses) == (9, 9)
     assert {key: (tally.count, tally.examples) for key, tally in found.found.items()} == {
         ("refusal", ""): (1, ("a:2",)),
         ("refusal_phrase", "as an ai language model"): (1, ("a:2",)),
@@ -67,9 +69,11 @@ def test_a_corpus_counted_by_hand() -> None:
         ("special_token", "</s>"): (2, ("a:5", "b:1")),
         ("special_token", "<|...|>"): (1, ("a:5",)),
         ("empty_response", ""): (1, ("b:2",)),
+        ("system_left_out", ""): (1, ("b:3",)),
     }
-    assert found.systems.most(9) == [("You are a sailor.", 2), ("Be short.", 1)]
-    assert found.to_json()["without_system_prompt"] == 4
+    assert found.systems.most(9) == [("Be short.", 2), ("You are a sailor.", 2)]
+    assert found.to_json()["without_system_prompt"] == 5
+    assert found.to_json()["plain_records_with_system_prompt"] == {"count": 1, "examples": ["b:3"]}
 
 
 def test_a_sound_record_has_no_findings() -> None:

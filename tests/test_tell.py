@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import write_jsonl
 from full_report import dataset, full_report
 from rich.console import Console
 
@@ -95,6 +96,18 @@ def test_what_looks_wrong_is_told_with_its_place(rich_report: Report) -> None:
     assert "role labels as text in responses: USER: 1\n" in text
     assert "special tokens typed as text (they stay text): </s> 1\n" in text
     assert f"    {file}:1: found no `response`; wanted text in `response`\n" in text
+
+
+def test_system_prompts_that_no_format_writes_are_told(encoder: Encoder, tmp_path: Path) -> None:
+    plain = {"instruction": "To the byte", "response": " and on.", "skip_prompt_formatting": True}
+    said = {**plain, "skip_prompt_formatting": False, "system": "Be brief."}
+    path = write_jsonl(tmp_path / "a.jsonl", [plain, said, {**plain, "system": "Be brief."}, {**plain, "system": " "}])
+    sentence = "records without a prompt format whose system prompt is left out"
+    report = dataset([path], encoder, tmp_path / "cache").report()
+    assert f"{sentence}: 1 ({path}:3)\n" in told(everything(report))
+    assert report.to_json()["findings"]["plain_records_with_system_prompt"] == {"count": 1, "examples": [f"{path}:3"]}
+    write_jsonl(path, [plain, said])
+    assert sentence not in told(everything(dataset([path], encoder, tmp_path / "cache").report()))
 
 
 def test_system_prompts_are_told_by_frequency_and_cannot_reach_the_terminal(rich_report: Report) -> None:

@@ -13,7 +13,7 @@ from data.conversation import Conversation
 from data.lint.frequent import Frequent, FrequentCounter
 from data.lint.spellings import refusal_phrases, role_labels, special_tokens
 
-# What is counted. Refusals, role labels, echoes and the short ones count responses; the other two count records.
+# What is counted. Refusals, role labels, echoes and the short ones count responses; the other three count records.
 Check = Literal[
     "refusal",
     "refusal_phrase",
@@ -23,6 +23,7 @@ Check = Literal[
     "empty_response",
     "empty_instruction",
     "special_token",
+    "system_left_out",
 ]
 Finding = tuple[Check, str]
 EXAMPLES = 3
@@ -95,6 +96,7 @@ class Findings:
             "one_word_responses": "one_word",
             "empty_responses": "empty_response",
             "empty_instructions": "empty_instruction",
+            "plain_records_with_system_prompt": "system_left_out",
         }
         spelled: dict[str, Check] = {
             "refusal_phrases": "refusal_phrase",
@@ -117,6 +119,8 @@ def look_at(conversation: Conversation) -> list[Finding]:
     found: list[Finding] = [("special_token", token) for token in special_tokens([conversation.system or "", *texts])]
     if conversation.kind == "text":
         return found
+    if conversation.kind == "plain" and conversation.system is not None:
+        found.append(("system_left_out", ""))  # without a prompt format there is no place for it
     if not all(map(str.strip, texts[::2])):
         found.append(("empty_instruction", ""))
     for prompt, response in zip(texts[::2], texts[1::2], strict=True):

@@ -29,6 +29,7 @@ _FINDINGS = {
     "one_word_responses": "responses of one word",
     "empty_responses": "empty responses",
     "empty_instructions": "empty instructions",
+    "plain_records_with_system_prompt": "records without a prompt format whose system prompt is left out",
 }
 _SPELLED_FINDINGS = {
     "role_labels_in_responses": "role labels as text in responses",

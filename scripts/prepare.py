@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +17,8 @@ from data.lint.contamination import Contamination, contamination
 from data.lint.duplicates import NearDuplicates, near_duplicates
 from data.lint.evaluations import read_evaluations
 from data.prepare.make import conversations
+from data.prepare.recipe import Source
+from data.report.fate import Fates
 from data.report.picture import draw_report
 from data.report.show import shown
 from data.report.tell import everything
@@ -34,7 +36,10 @@ from train.tokenizer_check import tell_tokenizer
 @exits_on_user_error
 def main() -> int:
     """Prepare the data of a config, or of each of its stages; or show records of it."""
-    arguments = _parser().parse_intermixed_args()
+    parser = _parser()
+    arguments = parser.parse_intermixed_args()
+    if arguments.key is not None and arguments.show is None:
+        parser.error("--key needs --show")
     quiet_libraries()
     config = load_config(arguments.config, arguments.overrides)
     board = Board(visible=True)
@@ -55,9 +60,11 @@ def show(config: Config, encoder: Encoder, arguments: argparse.Namespace) -> Non
     Raises:
         UserError: no record has the key.
     """
-    recipe = spec_of(config, encoder).recipe
+    spec = spec_of(config, encoder)
+    fates = Fates(spec, encoder, config.data.cache_dir or Run(config.run_dir).cache)
+    records = _wanted(spec.sources, arguments.key)
     console, found = Console(highlight=False), False
-    for one in shown(_wanted(config, arguments.key), recipe, encoder, arguments.show):
+    for one in shown(records, spec.recipe, encoder, fates, arguments.show):
         found = True
         if arguments.json:
             print(json.dumps(one.to_json(), ensure_ascii=False))
@@ -68,9 +75,12 @@ def show(config: Config, encoder: Encoder, arguments: argparse.Namespace) -> Non
         raise UserError(str(arguments.config), what, "`--show 5` prints the first ones with their keys")
 
 
-def _wanted(config: Config, key: str | None) -> Iterator[Conversation]:
-    records = conversations(sources_of(config.data))
-    return records if key is None else (record for record in records if record.key.startswith(key))
+def _wanted(sources: Sequence[Source], key: str | None) -> Iterator[tuple[int, Conversation]]:
+    """Records with the number of their source."""
+    for number, source in enumerate(sources):
+        for record in conversations([source]):
+            if key is None or record.key.startswith(key):
+                yield number, record
 
 
 def prepare(config: Config, encoder: Encoder, arguments: argparse.Namespace, board: Board) -> None:

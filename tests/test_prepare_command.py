@@ -85,9 +85,35 @@ def test_shown_is_what_is_trained(call, config: Path) -> None:
         assert one["spans"][1]["text"].endswith("\n</s>")
         trained = [label for label in one["labels"] if label != -100]
         assert trained == one["input_ids"][-len(trained) :]
+        assert one["fate"] in ("trained", "held_out")
     key = shown[1]["key"]
     _, found, _ = call(config, "--show", 1, "--key", key[:8], "--json")
     assert json.loads(found) == shown[1]
+
+
+def test_what_is_not_trained_is_marked(call, config: Path, tmp_path: Path) -> None:
+    stratified = ("data.exclude_categories=[rope]", "data.validation_stratified=true", "data.validation_fraction=0.3")
+
+    def fates() -> list[str | None]:
+        _, out, _ = call(config, *stratified, "--show", 40, "--json")
+        return [json.loads(line)["fate"] for line in out.splitlines()]
+
+    assert fates() == [None if n % 3 else "excluded" for n in range(40)]
+    assert not (tmp_path / "run").exists()
+    call(config, *stratified, "--no-near-duplicates")
+    prepared = json.loads((tmp_path / "run" / "data.json").read_text())["total"]
+    assert [fates().count(fate) for fate in ("trained", "held_out", "excluded")] == [
+        prepared[name] for name in ("kept", "held_out", "excluded")
+    ]
+    _, out, _ = call(config, *stratified, "--show", 1)
+    assert "fate: excluded" in out.splitlines()[0]
+
+
+def test_a_key_without_show_is_refused(call, config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        call(config, "--key", "abc")
+    assert stopped.value.code == 2
+    assert "--key needs --show" in capsys.readouterr().err
 
 
 def test_shown_in_a_terminal_without_colour_has_marks(call, config: Path) -> None:

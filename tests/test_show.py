@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SHARED, TEXTS, sentencepiece_like, train_tokenizer
+from conftest import SHARED, TEXTS, sentencepiece_like, train_tokenizer, write_jsonl
 
 from data.conversation import Conversation, Turn, content_key
+from data.dataset import Dataset, DataSpec
 from data.prepare.documents import KEPT, spans_of
-from data.prepare.recipe import Recipe
+from data.prepare.make import conversations
+from data.prepare.recipe import Recipe, Source
 from data.render import style_named
+from data.report.fate import Fates
 from data.report.show import Shown, pieces_of, shown
+from data.selection import FATES, Selection
 from data.tokens import Encoder, Example
 
 
@@ -70,7 +76,8 @@ RECORDS = [
 
 
 def all_shown(one: Conversation, how: Recipe, encoder: Encoder) -> list[Shown]:
-    return list(shown([one], how, encoder, 1))
+    fates = Fates(DataSpec((Source("a.jsonl"),), how), encoder, Path("no cache"))
+    return list(shown([(0, one)], how, encoder, fates, 1))
 
 
 def text_of(one: Shown) -> str:
@@ -153,6 +160,12 @@ def test_a_truncated_record_is_the_beginning_of_the_whole(encoder: Encoder) -> N
     assert_runs(part, encoder)
 
 
+def test_of_a_dropped_record_nothing_is_left(encoder: Encoder) -> None:
+    (one,) = all_shown(CHAT, recipe(32, on_too_long="drop"), encoder)
+    assert one.pieces == ()
+    assert one.fate == one.to_json()["outcome"] == "too_long"
+
+
 @pytest.mark.parametrize("indent", ["", "  "])
 def test_pieces_of_a_text_join_to_the_text(encoder: Encoder, indent: str) -> None:
     text = indent + "The rope is  laid\n   in a long lane. " * 9
@@ -191,3 +204,73 @@ def test_bytes_of_a_sentencepiece_vocabulary() -> None:
         trained = np.arange(len(ids)) >= cut
         pieces = pieces_of(Example(np.asarray(ids, dtype=np.int32), trained), encoder)
         assert "".join(piece.text for piece in pieces) == "the \U0001f9f5 rope"
+
+
+def spec_with(tmp_path: Path, selection: Selection, **source) -> DataSpec:
+    """Ninety records of three categories in two files; some too long."""
+    rows = [
+        {
+            "instruction": f"q {n}",
+            "response": "a " * (60 if n % 17 == 3 else 3),
+            "category": "xyz"[n % 3],
+            "source": "s",
+        }
+        for n in range(90)
+    ]
+    first = write_jsonl(tmp_path / "one.jsonl", rows[:60])
+    second = write_jsonl(tmp_path / "two.jsonl", rows[60:])
+    sources = (Source(str(first), **source), Source(str(second)))
+    return DataSpec(sources, recipe(64, on_too_long="drop"), selection, drop_untrained=True)
+
+
+def fates_of(spec: DataSpec, encoder: Encoder, cache: Path) -> list[str | None]:
+    records = [(number, one) for number, source in enumerate(spec.sources) for one in conversations([source])]
+    fates = Fates(spec, encoder, cache)
+    return [one.fate for one in shown(records, spec.recipe, encoder, fates, len(records))]
+
+
+SELECTIONS = {
+    "hold-out": (Selection(0.3, seed=5), {}),
+    "weights": (Selection(0.2), {"weight": 0.4}),
+    "categories": (Selection(0.2, include_categories=("x", "y"), exclude_categories=("y",)), {}),
+    "source by file": (Selection(include_sources=("two",)), {}),
+    "source of records": (Selection(include_sources=("s",)), {}),
+    "stratified": (Selection(0.3, stratify=True, exclude_categories=("z",)), {}),
+    "limit": (Selection(0.3, exclude_categories=("z",)), {"max_samples": 9}),
+}
+
+
+@pytest.mark.parametrize("name", SELECTIONS)
+def test_fates_are_the_epochs_with_and_without_a_table(name: str, tmp_path: Path) -> None:
+    selection, source = SELECTIONS[name]
+    spec, encoder = spec_with(tmp_path, selection, **source), Encoder(train_tokenizer(TEXTS))
+    before = fates_of(spec, encoder, tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+    counts = Dataset(spec, encoder, tmp_path / "cache").report().total
+    after = fates_of(spec, encoder, tmp_path / "cache")
+    counted = (counts.kept, counts.held_out, counts.excluded, counts.sampled_out, counts.too_long, counts.untrained)
+    assert tuple(map(after.count, FATES)) == counted
+    assert len({one for one in after if one != "too_long"}) > (name != "source of records")
+    known = [(alone, table) for alone, table in zip(before, after, strict=True) if alone is not None]
+    assert all(alone == table for alone, table in known)
+    whole = name not in ("stratified", "limit")
+    assert (len(known) == len(before)) == whole
+    assert {"too_long", "excluded"} >= {alone for alone, _ in known if name == "stratified"}
+
+
+def test_the_table_of_other_records_says_nothing(tmp_path: Path) -> None:
+    spec, encoder = spec_with(tmp_path, Selection(0.3, stratify=True)), Encoder(train_tokenizer(TEXTS))
+    Dataset(spec, encoder, tmp_path / "cache").report()
+    other = replace(spec, recipe=recipe(63, on_too_long="drop"))
+    assert None in fates_of(other, encoder, tmp_path / "cache")
+    assert None not in fates_of(spec, encoder, tmp_path / "cache")
+
+
+def test_the_heading_says_the_fate(tmp_path: Path) -> None:
+    encoder = Encoder(train_tokenizer(TEXTS))
+    (one,) = all_shown(RECORDS[0], recipe(), encoder)
+    assert "fate: trained" in str(one.to_text(colour=False)).splitlines()[0]
+    assert one.to_json()["fate"] == "trained"
+    unknown = replace(one, fate=None)
+    assert "fate: known when the data is prepared" in str(unknown.to_text(colour=False)).splitlines()[0]
+    assert unknown.to_json()["fate"] is None

@@ -13,6 +13,7 @@ from rich.text import Text
 from data.conversation import Conversation
 from data.prepare.documents import CONTINUED, KEPT, OUTCOMES, Document, documents_of
 from data.prepare.recipe import Recipe
+from data.report.fate import Fates
 from data.tokens import Encoder, Example
 
 IGNORED = -100  # as in data/batch.py, which brings torch
@@ -28,11 +29,16 @@ class Piece:
 
 @dataclass(frozen=True)
 class Shown:
-    """One document of a record."""
+    """One document of a record.
+
+    Attributes:
+        fate: what becomes of the record in epoch 0, one of data/selection.py's FATES; None where that is not known.
+    """
 
     conversation: Conversation
     document: Document
     pieces: tuple[Piece, ...]
+    fate: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Everything, as plain JSON values; `labels` are -100 where nothing is trained."""
@@ -43,6 +49,7 @@ class Shown:
             "source": file,
             "line": int(line),
             "category": self.conversation.category,
+            "fate": self.fate,
             "outcome": OUTCOMES[self.document.outcome],
             "tokens": len(example),
             "trained_tokens": int(example.trained.sum()),
@@ -57,7 +64,8 @@ class Shown:
         example, named = self.document.example, self.conversation
         counts = f"{len(example):,} tokens, {int(example.trained.sum()):,} trained"
         drawn = ", ".join("space" if one == " " else "newline" for one in self.document.separators)
-        notes = [OUTCOMES[self.document.outcome]] * (self.document.outcome != KEPT)
+        notes, outcome = [f"fate: {self.fate or 'known when the data is prepared'}"], OUTCOMES[self.document.outcome]
+        notes += [outcome] * (self.document.outcome != KEPT and outcome != self.fate)
         notes += [f"separators: {drawn}"] * bool(drawn)
         heading = "  ".join([named.origin, named.key, named.category, counts, *notes])
         text = Text(heading + "\n", style="bold")
@@ -67,13 +75,20 @@ class Shown:
         return text
 
 
-def shown(conversations: Iterable[Conversation], recipe: Recipe, encoder: Encoder, count: int) -> Iterator[Shown]:
-    """The documents of the first `count` records, as epoch 0 has them."""
-    for conversation in islice(conversations, count):
-        for _, document in documents_of([conversation], recipe, 0, encoder):
+def shown(
+    records: Iterable[tuple[int, Conversation]], recipe: Recipe, encoder: Encoder, fates: Fates, count: int
+) -> Iterator[Shown]:
+    """The documents of the first `count` records, as epoch 0 has them.
+
+    Args:
+        records: with the number of the source of each.
+    """
+    for source, conversation in islice(records, count):
+        documents = list(documents_of([conversation], recipe, 0, encoder))
+        fate = fates.of(source, documents)
+        for _, document in documents:
             inside = conversation.kind == "text" and document.outcome == CONTINUED
-            pieces = pieces_of(document.example, encoder, inside=inside)
-            yield Shown(conversation, document, tuple(pieces))
+            yield Shown(conversation, document, tuple(pieces_of(document.example, encoder, inside=inside)), fate)
 
 
 def pieces_of(example: Example, encoder: Encoder, *, inside: bool = False) -> list[Piece]:
@@ -96,9 +111,8 @@ def pieces_of(example: Example, encoder: Encoder, *, inside: bool = False) -> li
         texts[start] += before
         texts[min(seam, end - 1)] += after
     runs = np.flatnonzero(np.diff(example.trained, prepend=~example.trained[:1])).tolist()
-    ends = [*runs[1:], len(example)]
     return [
-        Piece("".join(texts[start:end]), bool(example.trained[start])) for start, end in zip(runs, ends, strict=True)
+        Piece("".join(texts[start:end]), bool(example.trained[start])) for start, end in pairwise([*runs, len(example)])
     ]
 
 

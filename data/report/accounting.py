@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from data.lint.lengths import coverage, histogram, percentiles
+from data.lint.lengths import coverage, histogram, percentiles, percentiles_by_group
 from data.pack import Packing
 from data.prepare.cache import Prepared
 from data.prepare.documents import CONTINUED, TRUNCATED
@@ -19,6 +19,8 @@ from data.wording import counted
 # The line's name for each fate.
 _COLUMNS = ("kept", "held_out", "excluded", "sampled_out", "too_long", "untrained")
 assert len(_COLUMNS) == len(FATES)
+# With more (source, category) lines than this, the smallest are summed up, a line for each source, under this category.
+MOST_LINES, OTHERS = 1000, "(others)"
 
 
 def account(
@@ -64,21 +66,18 @@ def account(
 
 
 def _lines(prepared: Prepared, chosen: Chosen, whole: np.ndarray) -> dict[str, dict[str, Line]]:
-    """A line for each source and category that has records; groups are numbered source * categories + category."""
+    """A line for each group of records."""
     documents = prepared.documents
+    group, names = _groups(documents, chosen)
     first = documents.column("outcome") != CONTINUED
-    category, names = documents.names("category")
-    width = max(1, len(names))
-    group = documents.column("source").astype(np.int64) * width + category
-    size = len(prepared.sources) * width
-    of_record = group[first]
-    kept = chosen.fate == TRAINED
+    of_record, epoch = group[first], group[chosen.training]
+    kept, wanted = chosen.fate == TRAINED, chosen.fate != EXCLUDED
 
     def count(groups: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-        return np.bincount(groups, weights, minlength=size).astype(np.int64)
+        return np.bincount(groups, weights, minlength=len(names)).astype(np.int64)
 
-    epoch = group[chosen.training]
     parts = np.bincount(chosen.record, minlength=len(of_record))
+    lengths = percentiles_by_group(whole[wanted], of_record[wanted], len(names))
     columns = {
         "records": count(of_record),
         **{name: count(of_record[chosen.fate == fate]) for fate, name in enumerate(_COLUMNS)},
@@ -89,14 +88,32 @@ def _lines(prepared: Prepared, chosen: Chosen, whole: np.ndarray) -> dict[str, d
         "tokens": count(epoch, documents.tokens[chosen.training]),
         "trained_tokens": count(epoch, documents.column("trained_tokens")[chosen.training]),
         "lost_tokens": count(of_record[kept], documents.column("lost")[first][kept]),
+        "median": lengths["median"],
+        "p95": lengths["p95"],
+        "longest": lengths["max"],
     }
     lines: dict[str, dict[str, Line]] = {source.path: {} for source in prepared.sources}
-    for one in np.flatnonzero(columns["records"]).tolist():
-        line = Line(**{name: int(values[one]) for name, values in columns.items()})
-        found = percentiles(whole[(of_record == one) & (chosen.fate != EXCLUDED)])
-        line.median, line.p95, line.longest = int(found["median"]), int(found["p95"]), int(found["max"])
-        lines[prepared.sources[one // width].path][names[one % width]] = line
+    for (source, category), *values in zip(names, *(column.tolist() for column in columns.values()), strict=True):
+        lines[prepared.sources[source].path][category] = Line(**dict(zip(columns, values, strict=True)))
     return lines
+
+
+def _groups(documents: Documents, chosen: Chosen) -> tuple[np.ndarray, list[tuple[int, str]]]:
+    """Number of each document's group, shape (documents,), and each group's (number of its source, category).
+
+    Where that would be too many groups, those with the fewest tokens become one in each source: data whose category is
+    as good as a name of the record would else be accounted for in a file as large as itself.
+    """
+    category, names = documents.names("category")
+    pairs, group = np.unique(documents.column("source").astype(np.int64) * len(names) + category, return_inverse=True)
+    groups = [(pair // len(names), names[pair % len(names)]) for pair in pairs.tolist()]
+    if len(groups) <= MOST_LINES:
+        return group, groups
+    tokens = np.bincount(group[chosen.training], documents.tokens[chosen.training], minlength=len(groups))
+    for one in np.argsort(-tokens, kind="stable")[MOST_LINES - 1 :].tolist():
+        groups[one] = groups[one][0], OTHERS
+    number = {name: number for number, name in enumerate(dict.fromkeys(groups))}
+    return np.array([number[name] for name in groups])[group], list(number)
 
 
 def _copies(documents: Documents) -> Copies:

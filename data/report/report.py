@@ -95,7 +95,7 @@ class Report:
     """The accounting of a dataset, saved as `data.json` in the run directory.
 
     Attributes:
-        lines: by source path, then by category.
+        lines: by source path, then by category; at most 1,000 and one a source (data/report/accounting.py).
         lengths: percentiles of the records' tokens, as they were before anything was cut; `histogram` of the same.
         coverage: what lies beyond the base model's window; None where that is not known.
         findings: what looks wrong in the text (data/lint/findings.py).

@@ -75,12 +75,9 @@ def show(config: Config, encoder: Encoder, arguments: argparse.Namespace) -> Non
         raise UserError(str(arguments.config), what, "`--show 5` prints the first ones with their keys")
 
 
-def _wanted(sources: Sequence[Source], key: str | None) -> Iterator[tuple[int, Conversation]]:
-    """Records with the number of their source."""
-    for number, source in enumerate(sources):
-        for record in conversations([source]):
-            if key is None or record.key.startswith(key):
-                yield number, record
+def _wanted(sources: Sequence[Source], key: str | None) -> Iterator[Conversation]:
+    records = conversations(sources)
+    return records if key is None else (record for record in records if record.key.startswith(key))
 
 
 def prepare(config: Config, encoder: Encoder, arguments: argparse.Namespace, board: Board) -> None:

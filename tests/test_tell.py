@@ -14,7 +14,7 @@ from full_report import dataset, full_report
 from rich.console import Console
 
 from data.lint.lengths import Bin, Coverage
-from data.report.report import Answers, Copies, Line, Report
+from data.report.report import Answers, Copies, Line, Report, total_of
 from data.report.tables import category_table, histogram_table, short_names, source_table
 from data.report.tell import everything, outcomes, summary_of
 from data.tokens import Encoder
@@ -138,7 +138,9 @@ def test_dropped_records_are_a_column_of_their_own(records: Path, encoder: Encod
 
 def test_sources_are_told_apart_with_what_was_rejected_of_each(rich_report: Report) -> None:
     text = told([source_table(rich_report)])
-    assert cells(text, "plain.jsonl")[:3] == ["30", "0", "9"]
+    plain = total_of(list(rich_report.lines[rich_report.sources[0].path].values()))
+    assert plain.kept + plain.held_out == 9
+    assert cells(text, "plain.jsonl")[:3] == ["30", "0", str(plain.kept)]
     assert cells(text, "odd.jsonl")[:2] == ["11", "2"]
     assert cells(text, "all")[:2] == ["41", "2"]
     counting = rich_report.lines[rich_report.sources[0].path]["counting"]

@@ -109,8 +109,7 @@ def prepare(sources: Sources, recipe: Recipe, epoch: int, encoder: Encoder, cach
             place to keep the table.
     """
     key = key_of(sources, recipe, epoch, encoder)
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:KEY_LENGTH]
-    folder = cache / f"documents-{digest}"
+    folder = _folder(cache, key)
     found = _open(folder)
     if found is None:
         with _locked(cache, folder.name, say):
@@ -122,6 +121,16 @@ def prepare(sources: Sources, recipe: Recipe, epoch: int, encoder: Encoder, cach
                 found = _open(folder)
     assert found is not None
     return found
+
+
+def find(sources: Sources, recipe: Recipe, epoch: int, encoder: Encoder, cache: Path) -> Prepared | None:
+    """The table of one epoch where it is in the cache; nothing is made."""
+    return _open(_folder(cache, key_of(sources, recipe, epoch, encoder)))
+
+
+def _folder(cache: Path, key: dict[str, Any]) -> Path:
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+    return cache / f"documents-{digest[:KEY_LENGTH]}"
 
 
 @contextmanager

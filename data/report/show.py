@@ -76,17 +76,12 @@ class Shown:
 
 
 def shown(
-    records: Iterable[tuple[int, Conversation]], recipe: Recipe, encoder: Encoder, fates: Fates, count: int
+    records: Iterable[Conversation], recipe: Recipe, encoder: Encoder, fates: Fates, count: int
 ) -> Iterator[Shown]:
-    """The documents of the first `count` records, as epoch 0 has them.
-
-    Args:
-        records: with the number of the source of each.
-    """
-    for source, conversation in islice(records, count):
-        documents = list(documents_of([conversation], recipe, 0, encoder))
-        fate = fates.of(source, documents)
-        for _, document in documents:
+    """The documents of the first `count` records, as epoch 0 has them."""
+    for conversation in islice(records, count):
+        fate = fates.of(conversation)
+        for _, document in documents_of([conversation], recipe, 0, encoder):
             inside = conversation.kind == "text" and document.outcome == CONTINUED
             yield Shown(conversation, document, tuple(pieces_of(document.example, encoder, inside=inside)), fate)
 

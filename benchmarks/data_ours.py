@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from transformers import PreTrainedTokenizerBase
+
 from benchmarks.data_job import Clock, Counts, own_job
 from data.dataset import Dataset, DataSpec
 from data.prepare.recipe import Recipe, Source
@@ -25,19 +27,20 @@ def main() -> int:
     """Prepare the job's records and write what was measured."""
     job, clock = own_job(), Clock()
     quiet_libraries()
+    tokenizer = load_tokenizer(job.tokenizer)  # TRL is given its tokenizer, too
     with clock.part("prepare"):
-        dataset = prepare(Path(job.records), Path(job.tokenizer), job.max_length, Path(job.folder) / "ours")
+        dataset = prepare(Path(job.records), tokenizer, job.max_length, Path(job.folder) / "ours")
     with clock.part("report"):
         report = dataset.report()
     clock.measured(counts(report), *PACKAGES).save(Path(job.out))
     return 0
 
 
-def prepare(path: Path, tokenizer_dir: Path, max_length: int, cache: Path) -> Dataset:
+def prepare(path: Path, tokenizer: PreTrainedTokenizerBase, max_length: int, cache: Path) -> Dataset:
     """From a file of records to the packed rows of epoch 0, kept in `cache`; as the peers, it cuts what is too long."""
     recipe = Recipe(FORMAT, PROMPT_FORMATS[FORMAT], max_length, on_too_long="truncate")
     spec = DataSpec((Source(str(path)),), recipe, drop_untrained=True)
-    dataset = Dataset(spec, Encoder(load_tokenizer(str(tokenizer_dir))), cache)
+    dataset = Dataset(spec, Encoder(tokenizer), cache)
     assert len(dataset[0])
     return dataset
 

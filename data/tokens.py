@@ -164,14 +164,15 @@ class Encoder:
     def encode_all(self, documents: Sequence[Sequence[Span]]) -> list[Example]:
         """The ids and trained masks of many documents, their texts tokenized in a single call."""
         planned = [pieces_of(spans) for spans in documents]
-        seams = self._seams if len(documents) >= _MANY else None
+        words = self._words if len(documents) >= _MANY else None
+        # Where words are looked up, a prompt's are at hand: to count its tokens instead would not be faster.
+        seams = self._seams if len(documents) >= _MANY and words is None else None
         texts = {"": _none()}  # each is tokenized once
         for piece in chain.from_iterable(planned):
             texts[piece.text] = _none()
             if not seams or not seams.is_certain(piece.seen, piece.text[len(piece.seen) :]):
                 texts[piece.seen] = _none()
         wanted = [text for text in texts if text]
-        words = self._words if len(documents) >= _MANY else None
         for text, ids in zip(wanted, words.ids(wanted) if words else self._texts(wanted), strict=True):
             texts[text] = np.asarray(ids, dtype=np.int32)
         return [self._example(pieces, texts) for pieces in planned]

@@ -45,9 +45,8 @@ class WordCache:
         prepends = _always_prepends(state)
         if prepends is None or not _falls_apart(state):
             return None
-        words = Tokenizer.from_str(json.dumps(state | {"normalizer": None, "pre_tokenizer": None}))
-        words.encode_special_tokens = True
-        return cls(words, prepends)
+        # The same merges without what comes before them: no normalizer, and no control token to be found in a word.
+        return cls(Tokenizer(tokenizer.model), prepends)
 
     def ids(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The ids of each text, int32, shape (tokens,)."""

@@ -8,7 +8,7 @@ import pytest
 from conftest import TEXTS, sentencepiece_like, train_tokenizer
 from tokenizers import AddedToken, pre_tokenizers
 
-from data.encoding.agreement import disagreement
+from data.fidelity.agreement import disagreement
 from data.render import PROMPT_FORMATS, STYLES, TemplateFormat, style_named
 from data.tokens import Encoder
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from transformers.utils.hub import cached_file
 
 from data.conversation import Conversation
-from data.encoding.agreement import disagreement
+from data.fidelity.agreement import disagreement
 from data.fidelity.compare import MODEL_FILE, Fidelity, compare
 from data.prepare.make import Say
 from data.tokens import Encoder

@@ -1,1 +1,1 @@
-"""What makes tokenizing (data/tokens.py) fast without changing an id, and what holds it to other programs."""
+"""What makes tokenizing (data/tokens.py) fast without changing an id."""

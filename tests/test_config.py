@@ -12,7 +12,7 @@ from data.errors import UserError
 from train.config import Config
 from train.config_help import base_yaml, help_text
 from train.run import config_yaml
-from train.settings import known_keys, load_config, merge, nearest_key, parse_override
+from train.settings import known_keys, load_config, merge, nearest_key, parse_override, validate
 
 CONFIGS = sorted(ROOT.glob("configs/*.yaml"))
 MINIMAL = {"run_dir": "r", "model": {"name_or_path": "m"}, "data": {"sources": ["d.jsonl"]}}
@@ -157,3 +157,17 @@ def test_merge_keeps_all_of_above_and_what_it_leaves_of_below(below: dict, above
             assert value == below[key]
         elif not (isinstance(above[key], dict) and isinstance(below.get(key), dict)):
             assert value == above[key]
+
+
+@pytest.mark.parametrize(
+    ("sources", "found"),
+    [
+        ([{"path": "a.jsonl", "weight": 2, "max_samples": 5}], "a.jsonl: weight and max_samples both say"),
+        (["a.jsonl", {"path": "a.jsonl", "weight": 2}], "a.jsonl is given twice"),
+    ],
+)
+def test_sources_that_contradict_themselves_are_one_mistake(sources: list, found: str) -> None:
+    settings = {"run_dir": "r", "model": {"name_or_path": "m"}, "data": {"sources": sources}}
+    with pytest.raises(UserError, match="1 setting wrong") as error:
+        validate(settings, "test")
+    assert found in str(error.value)

@@ -94,12 +94,6 @@ class DataSource(Section):
     revision: str | None = None
     """Branch, tag or commit of a dataset on the hub."""
 
-    @model_validator(mode="after")
-    def _weight_or_limit(self) -> DataSource:
-        if self.max_samples is not None and self.weight != 1.0:
-            raise ValueError("weight and max_samples both say how many records are taken: give one of them")
-        return self
-
 
 class Data(Section):
     """The records and how they are written out."""
@@ -153,6 +147,9 @@ class Data(Section):
     @field_validator("sources")
     @classmethod
     def _each_once(cls, value: tuple[DataSource, ...]) -> tuple[DataSource, ...]:
+        both = [one.path for one in value if one.max_samples is not None and one.weight != 1.0]
+        if both:
+            raise ValueError(f"{', '.join(both)}: weight and max_samples both say how many are taken; give one of them")
         names = [(one.path, one.subset, one.split, one.revision) for one in value]
         twice = sorted({name[0] for name in names if names.count(name) > 1})
         if twice:

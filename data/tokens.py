@@ -144,9 +144,6 @@ class Encoder:
         """Ids of `text` alone; no control tokens, not even when the text spells one."""
         return self._texts([text])[0] if text else []
 
-    def bos_if(self, wanted: bool) -> list[int]:
-        return self.bos_ids if wanted else []
-
     def prompt_ids(self, spans: Sequence[Span]) -> list[int]:
         """What inference feeds the model: everything up to the token it must generate first.
 

@@ -13,9 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from data.tokens import Example
-
-IGNORED = -100  # the label that transformers and torch leave out of a loss
+from data.tokens import IGNORED, Example
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,7 @@ class Dataset:
         self._encoder, self._cache, self._say = encoder, cache, say
         self._tables: dict[int, Prepared] = {}
         self._newest: tuple[int, Rows] | None = None
+        self._selected: tuple[int, Chosen] | None = None
         self._sizes: dict[int, int] = {}
 
     def __getitem__(self, epoch: int) -> Rows:
@@ -72,7 +73,7 @@ class Dataset:
         """
         if self._newest is None or self._newest[0] != epoch:
             prepared = self._prepared(epoch)
-            rows = self._rows(prepared, self._chosen(prepared, epoch), epoch)
+            rows = self._rows(prepared, self._chosen(epoch), epoch)
             self._newest, self._sizes[epoch] = (epoch, rows), len(rows)
         return self._newest[1]
 
@@ -90,13 +91,13 @@ class Dataset:
     def validation(self) -> Rows:
         """The held-out rows, the same for every epoch. May be empty."""
         prepared = self._prepared(0)
-        index = self._arranged(prepared, self._chosen(prepared, 0).validation, "validation")
+        index = self._arranged(prepared, self._chosen(0).validation, "validation")
         return Rows(prepared.documents, index)
 
     def report(self, window: int | None = None) -> Report:
         """The accounting of epoch 0; `window` is the base model's original window, where it is known."""
         prepared, recipe, packing = self._prepared(0), self.spec.recipe, self.spec.packing
-        chosen = self._chosen(prepared, 0)
+        chosen = self._chosen(0)
         report = account(prepared, chosen, recipe, packing, self.size(0), window)
         selection, takes_system = self.spec.selection, recipe.prompt_format.takes_system
         report.notes += notes(report, selection.validation_fraction, takes_system)
@@ -112,7 +113,13 @@ class Dataset:
             self._tables[epoch] = prepared
         return self._tables[epoch]
 
-    def _chosen(self, prepared: Prepared, epoch: int) -> Chosen:
+    def _chosen(self, epoch: int) -> Chosen:
+        """What the selection takes of an epoch; rows, report and validation of epoch 0 ask for the same."""
+        if self._selected is None or self._selected[0] != epoch:
+            self._selected = epoch, self._select(self._prepared(epoch), epoch)
+        return self._selected[1]
+
+    def _select(self, prepared: Prepared, epoch: int) -> Chosen:
         chosen = choose_documents(prepared.documents, self.spec.sources, self.spec.selection, epoch)
         if self.spec.recipe.on_too_long == "error":
             todo = "raise model.max_length, or let data.on_too_long split, truncate or drop them"
@@ -126,11 +133,8 @@ class Dataset:
         bad = np.flatnonzero(chosen.fate == fate)
         if not len(bad):
             return
-        documents = np.searchsorted(chosen.record, bad[:SHOWN])
-        listed = "".join(
-            f"\n     {prepared.documents.origin(int(one))}: {int(prepared.documents.column('whole')[one]):,} tokens"
-            for one in documents
-        )
+        documents, whole = np.searchsorted(chosen.record, bad[:SHOWN]), prepared.documents.column("whole")
+        listed = "".join(f"\n     {prepared.documents.origin(int(one))}: {whole[one]:,} tokens" for one in documents)
         more = f"\n     ... and {len(bad) - SHOWN:,} more" if len(bad) > SHOWN else ""
         limit = self.spec.recipe.max_length
         found = f"{len(bad):,} of {len(chosen.fate):,} records are {what} ({limit:,}):{listed}{more}"

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 _MANY = 16  # documents in a block, from which it is worth it to look a tokenizer over
 _LARGE = ("_seams", "_words")  # what is soon made again in another process
+IGNORED = -100  # the label that transformers and torch leave out of a loss
 NO_END = -1  # in Example.turn_ends: nothing ends this response
 
 

@@ -70,7 +70,6 @@ class Made:
 
     sources: list[SourceCount]
     findings: Findings
-    documents: int = 0
 
 
 def open_source(source: Source) -> Opened:
@@ -124,7 +123,6 @@ def make(opened: Sequence[Opened], hashes: Sequence[Sequence[str]], job: Job, fo
             rejected.writelines(json.dumps(asdict(rejection)) + "\n" for rejection in done.rejections)
             _count(made.sources[done.source], files[done.file], done.read, done.rejections, done.formats)
             made.findings += done.findings
-            made.documents += done.batch.num_rows
             if time.monotonic() - told > SAY_EVERY:
                 told = time.monotonic()
                 say(f"preparing the data: {sum(source.read for source in made.sources):,} records ...")

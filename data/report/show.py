@@ -14,9 +14,7 @@ from data.conversation import Conversation
 from data.prepare.documents import CONTINUED, KEPT, OUTCOMES, Document, documents_of
 from data.prepare.recipe import Recipe
 from data.report.fate import Fates
-from data.tokens import Encoder, Example
-
-IGNORED = -100  # as in data/batch.py, which brings torch
+from data.tokens import IGNORED, Encoder, Example
 
 
 @dataclass(frozen=True)

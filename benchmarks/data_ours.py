@@ -16,8 +16,8 @@ from data.prepare.recipe import Recipe, Source
 from data.render import PROMPT_FORMATS
 from data.report.report import Report
 from data.tokens import Encoder
-from train.console import quiet_libraries
-from train.model import load_tokenizer
+from train.model.base import load_tokenizer
+from train.run.console import quiet_libraries
 
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "pyarrow")
 FORMAT = "airoboros-2.2"

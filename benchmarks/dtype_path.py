@@ -23,14 +23,14 @@ from peft import prepare_model_for_kbit_training
 from data.rows import Rows
 from data.tokens import Encoder
 from evals.load import compute_in_float32, device_here
-from train.adapter import attach_adapter
 from train.config import Config
-from train.console import quiet_libraries
+from train.config.read import load_config
 from train.loss import token_loss_sum
-from train.model import checkpoint_activations, load_base, load_tokenizer
+from train.model.adapter import attach_adapter
+from train.model.base import checkpoint_activations, load_base, load_tokenizer
 from train.optim import build_optimizer
 from train.recipe import open_data
-from train.settings import load_config
+from train.run.console import quiet_libraries
 from train.validate import validation_loss
 
 OUT = Path("benchmarks/results/dtype_path.json")

@@ -26,10 +26,10 @@ from evals.text import read_text
 from scripts.demo_model import FOLDER as SMOLLM2
 from scripts.evaluate import write_card
 from train.config import Config
-from train.console import quiet_libraries
-from train.parallel import start_processes
-from train.run import Run
-from train.settings import validate
+from train.config.read import validate
+from train.ranks.processes import start_processes
+from train.run.console import quiet_libraries
+from train.run.directory import Run
 from train.stages import run_whole
 
 RESULTS = Path("benchmarks/results/long_window")

@@ -23,9 +23,9 @@ from evals.subjects import controls_of, subject_of
 from evals.text import Text, read_text
 from scripts.evaluate import write_card
 from train.config import Config
-from train.console import quiet_libraries
-from train.run import Run
-from train.settings import validate
+from train.config.read import validate
+from train.run.console import quiet_libraries
+from train.run.directory import Run
 
 FACTOR = 8
 STEPS = replace(FULL, steps=100, instruction_steps=0, tokens_per_step=8192, learning_rate=4e-3, rows=24, sliding_rows=6)

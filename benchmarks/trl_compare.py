@@ -28,8 +28,8 @@ from benchmarks.trl_report import AGREE, WARM_UP, compare, markdown, surrounding
 from data.errors import UserError, exits_on_user_error
 from data.rows import Rows
 from train.config import Config
-from train.console import quiet_libraries
-from train.settings import load_config
+from train.config.read import load_config
+from train.run.console import quiet_libraries
 
 FOLDER = Path(".cache/trl-compare")
 OUT = Path("benchmarks/results/trl_compare.json")

@@ -11,17 +11,17 @@ from accelerate import Accelerator
 from benchmarks.trl_job import Job, Measured, MemoryMeter, Taken, device_name, installed, shape_of
 from data.dataset import Dataset
 from data.tokens import Encoder
-from train.adapter import attach_adapter
 from train.allocator import keep_freed_memory
 from train.config import Config
-from train.console import quiet_libraries
+from train.config.read import validate
 from train.loop import Parts, train
-from train.model import checkpoint_activations, load_base, load_tokenizer
+from train.model.adapter import attach_adapter
+from train.model.base import checkpoint_activations, load_base, load_tokenizer
 from train.optim import build_optimizer
-from train.parallel import start_processes
+from train.ranks.processes import start_processes
 from train.recipe import open_data
+from train.run.console import quiet_libraries
 from train.schedule import Steps, Topology
-from train.settings import validate
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
 

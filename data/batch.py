@@ -2,7 +2,8 @@
 
 A batch is one long row: its documents one after another, each with positions that start at 0, and the boundaries
 between them. There is no padding and no attention mask, so nothing can be masked wrongly; attention is kept inside
-a document by the boundaries (see `train/attention.py`) or, in transformers' own backends, by the restarting positions.
+a document by the boundaries (see `train/model/attention.py`) or, in transformers' own backends, by the restarting
+positions.
 """
 
 from __future__ import annotations

@@ -14,11 +14,11 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from data.errors import UserError
 from data.render import Style, style_of_record
 from data.tokens import Encoder
-from train.adapter import load_adapter, require_same_rope
 from train.config import Config
-from train.model import Base, load_base, load_tokenizer
+from train.model.adapter import load_adapter, require_same_rope
+from train.model.base import Base, load_base, load_tokenizer
 from train.recipe import prompt_format_of
-from train.run import open_run
+from train.run.directory import open_run
 
 MERGE_RECORD = "merge.json"
 

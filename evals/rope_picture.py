@@ -8,8 +8,8 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from train.rope import RopeSpec, RopeType
-from train.rope_table import rows
+from train.rope.spec import RopeSpec, RopeType
+from train.rope.table import rows
 
 COMPARED: tuple[RopeType, ...] = ("linear", "ntk", "ntk_by_parts", "yarn")
 

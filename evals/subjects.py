@@ -22,14 +22,14 @@ from evals.gguf import GgufScorer
 from evals.load import base_model, device_here, live_model
 from evals.scoring import Scorer, TransformersScorer
 from train.config import Config, Model
-from train.model import keep_weights_unpacked, load_tokenizer
-from train.rope import FILE_NAME as ROPE_FILE
-from train.rope import RopeSpec
-from train.rope_check import verify
-from train.rope_settings import RopeScaling
-from train.rope_spelling import read_spec
-from train.run import Run, read_config
-from train.settings import final_config
+from train.config.read import final_config
+from train.config.rope import RopeScaling
+from train.model.base import keep_weights_unpacked, load_tokenizer
+from train.rope.check import verify
+from train.rope.spec import FILE_NAME as ROPE_FILE
+from train.rope.spec import RopeSpec
+from train.rope.spelling import read_spec
+from train.run.directory import Run, read_config
 
 FILES = ("*.safetensors", "*.bin", "*.json", "tokenizer*", "merges.txt")
 

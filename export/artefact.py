@@ -14,7 +14,7 @@ from typing import Any
 
 from data.errors import UserError
 from export.files import File
-from train.run import write_whole
+from train.run.directory import write_whole
 
 RECORD = "variant.json"
 GGUF_FOLDER = "gguf"

@@ -13,7 +13,7 @@ from data.errors import UserError, exits_on_user_error
 from export.card.card import write_card
 from export.card.facts import Options
 from export.card.gaps import missing, warnings
-from train.console import quiet_libraries
+from train.run.console import quiet_libraries
 
 
 @exits_on_user_error

@@ -12,7 +12,7 @@ from data.errors import UserError, exits_on_user_error
 from evals.generate import Sampling, stream_reply
 from evals.load import Loaded, load
 from scripts._arguments import at_least
-from train.console import quiet_libraries
+from train.run.console import quiet_libraries
 
 
 @exits_on_user_error

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from train.config_help import base_yaml
+from train.config.help import base_yaml
 
 BASE = Path("configs/base.yaml")
 
 
 def main() -> int:
-    """Print or write what train/config.py documents."""
+    """Print or write what train/config/ documents."""
     parser = argparse.ArgumentParser(prog="python -m scripts.config", description=__doc__)
     parser.add_argument("--write", action="store_true", help=f"write {BASE} instead of printing")
     if parser.parse_args().write:

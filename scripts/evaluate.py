@@ -21,7 +21,7 @@ from evals.report_card import evaluate, to_json
 from evals.subjects import Subject, controls_of, run_of, subject_of, windows_of
 from evals.text import read_text
 from scripts._arguments import lengths, positive
-from train.console import quiet_libraries
+from train.run.console import quiet_libraries
 
 
 @exits_on_user_error

@@ -18,7 +18,7 @@ from export.merge.ship import MAX_KL, Shipped, merge_run
 from export.merge.source import Form
 from export.merge.weights import Onto
 from scripts._arguments import lengths, positive
-from train.console import quiet_libraries
+from train.run.console import quiet_libraries
 
 
 @exits_on_user_error

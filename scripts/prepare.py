@@ -25,12 +25,12 @@ from data.report.tell import everything
 from data.tokens import Encoder
 from scripts._arguments import at_least, positive
 from train.config import Config
-from train.console import Board, quiet_libraries
-from train.model import NotAtHandError, load_model_config, load_tokenizer
+from train.config.read import load_config, stage_configs
+from train.model.base import NotAtHandError, load_model_config, load_tokenizer
+from train.model.tokenizer_check import tell_tokenizer
 from train.recipe import open_data, sources_of, spec_of
-from train.run import Run
-from train.settings import load_config, stage_configs
-from train.tokenizer_check import tell_tokenizer
+from train.run.console import Board, quiet_libraries
+from train.run.directory import Run
 
 
 @exits_on_user_error

@@ -15,7 +15,7 @@ from data.errors import exits_on_user_error
 from export.card.tables import gigabytes
 from export.hub.publish import Destination, plan
 from export.hub.upload import deliver, require_token
-from train.console import quiet_libraries
+from train.run.console import quiet_libraries
 
 
 @exits_on_user_error

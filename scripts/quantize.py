@@ -24,9 +24,9 @@ from export.quantize.plan import is_there, predicted_bytes, require_possible
 from export.quantize.quantize import measured_alike, quantize
 from export.quantize.variants import Planned, planned
 from scripts._arguments import lengths, positive
-from train.console import quiet_libraries
-from train.quantize_settings import GGUF_TYPES, Awq, Gguf, Gptq, Quantize
-from train.settings import merge, parse_override, read_settings, validate
+from train.config.quantize import GGUF_TYPES, Awq, Gguf, Gptq, Quantize
+from train.config.read import merge, parse_override, read_settings, validate
+from train.run.console import quiet_libraries
 
 _METHODS = {"gptq": Gptq, "awq": Awq, "gguf": Gguf}
 _EXAMPLES = """\

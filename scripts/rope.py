@@ -10,12 +10,12 @@ from rich.table import Table
 
 from data.errors import exits_on_user_error
 from evals.rope_picture import draw_rope
-from train.console import quiet_libraries
-from train.model import load_model_config
-from train.rope import RopeSpec
-from train.rope_spelling import spellings
-from train.rope_table import recommend, rows, summary
-from train.settings import load_config
+from train.config.read import load_config
+from train.model.base import load_model_config
+from train.rope.spec import RopeSpec
+from train.rope.spelling import spellings
+from train.rope.table import recommend, rows, summary
+from train.run.console import quiet_libraries
 
 
 @exits_on_user_error

@@ -17,7 +17,7 @@ from data.fidelity.texts import stress_texts
 from data.tokens import Encoder
 from evals.stdlib_text import documents
 from export.files import made_aside, replace_directory
-from train.console import quiet_libraries
+from train.run.console import quiet_libraries
 
 CUT = 20_000  # characters: longer texts are compared in parts
 EVERY = 8  # of the standard library's files, one in so many

@@ -18,7 +18,7 @@ from evals.gguf import GgufScorer
 from export.gguf.convert import convert
 from export.gguf.llama_cpp_source import converter
 from export.merge.hf_config import write_config
-from train.rope import RopeSpec
+from train.rope.spec import RopeSpec
 
 WINDOW, FACTOR, HEAD_DIM = 64, 4.0, 64
 LINEAR = RopeSpec("linear", FACTOR, 10000.0, HEAD_DIM, WINDOW)

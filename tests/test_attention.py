@@ -10,7 +10,7 @@ from transformers import AttentionInterface, LlamaForCausalLM
 
 from data.batch import Batch
 from data.errors import UserError
-from train.attention import NAME, check_isolation, inputs, packed_sdpa
+from train.model.attention import NAME, check_isolation, inputs, packed_sdpa
 
 
 def model_with(backend: str) -> LlamaForCausalLM:

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from data.errors import UserError
 from export.quantize.awq import quantize_awq
 from export.quantize.gptqmodel_environment import is_made, place
-from train.quantize_settings import Awq
+from train.config.quantize import Awq
 
 needs_gptqmodel = pytest.mark.skipif(
     not is_made(place()), reason=f"{place().name} is not there: the first `python -m scripts.quantize` makes it"

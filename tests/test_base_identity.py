@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from data.errors import UserError
-from train.base_identity import (
+from train.model.identity import (
     BaseIdentity,
     hub_name,
     identify,
@@ -56,7 +56,7 @@ def test_a_model_of_the_hub_is_known_by_its_commit(tmp_path: Path, monkeypatch: 
         asked.append((repo, name, revision))
         return str(tmp_path / "models--a--b" / "snapshots" / "c0ffee" / name)
 
-    monkeypatch.setattr("train.base_identity.try_to_load_from_cache", cached)
+    monkeypatch.setattr("train.model.identity.try_to_load_from_cache", cached)
     assert identify("a/b", "v1") == BaseIdentity("c0ffee", {})
     assert asked == [("a/b", "config.json", "v1")]
 

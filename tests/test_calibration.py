@@ -13,9 +13,9 @@ from data.errors import UserError
 from data.tokens import Encoder
 from export.quantize.calibration import calibration_rows, spread
 from train.config import Config
-from train.quantize_settings import Calibration
+from train.config.quantize import Calibration
 from train.recipe import open_data
-from train.run import Run
+from train.run.directory import Run
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from export.merge.ship import Shipped
 from export.merge.source import Form, open_source
 from scripts.merge import bases_table
 from train.config import Config
-from train.rope import RopeSpec
+from train.rope.spec import RopeSpec
 from train.session import run_training
 
 

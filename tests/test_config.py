@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from data.errors import UserError
 from train.config import Config
-from train.config_help import base_yaml, help_text
-from train.run import config_yaml
-from train.settings import known_keys, load_config, merge, nearest_key, parse_override, validate
+from train.config.help import base_yaml, help_text
+from train.config.read import known_keys, load_config, merge, nearest_key, parse_override, validate
+from train.run.directory import config_yaml
 
 CONFIGS = sorted(ROOT.glob("configs/*.yaml"))
 MINIMAL = {"run_dir": "r", "model": {"name_or_path": "m"}, "data": {"sources": ["d.jsonl"]}}

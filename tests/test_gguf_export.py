@@ -20,8 +20,8 @@ from export.gguf.file import Content, read, whole, write
 from export.gguf.quantize import quantize
 from export.gguf.tokenizer import SAMPLES, read_differently
 from export.merge.hf_config import write_config
-from train.model import load_tokenizer
-from train.rope import RopeSpec
+from train.model.base import load_tokenizer
+from train.rope.spec import RopeSpec
 
 pytestmark = pytest.mark.program
 

@@ -15,7 +15,7 @@ from export.gguf.convert import roped
 from export.gguf.file import bits_per_weight, read, shards_of, write
 from export.gguf.quantize import predicted_size, quantize
 from export.gguf.split import split
-from train.quantize_settings import GgufType
+from train.config.quantize import GgufType
 
 pytestmark = pytest.mark.program
 

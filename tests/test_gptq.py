@@ -19,8 +19,8 @@ from export.merge.hf_config import write_config, write_tokenizer
 from export.proof.stranger import SCRIPTS
 from export.quantize.gptq import groups_are_sequential, quantize_gptq
 from export.quantize.gptqmodel_environment import is_made, place, python_for_gptqmodel
-from train.quantize_settings import Gptq
-from train.rope import RopeSpec
+from train.config.quantize import Gptq
+from train.rope.spec import RopeSpec
 
 pytestmark = pytest.mark.skipif(
     not is_made(place()), reason=f"{place().name} is not there: the first `python -m scripts.quantize` makes it"

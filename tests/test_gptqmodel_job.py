@@ -17,7 +17,7 @@ from data.errors import UserError
 from export.quantize import gptqmodel_environment as environment
 from export.quantize.gptq import quantize_gptq
 from export.quantize.gptqmodel_job import Job, describe, require_fits_float16, require_whole_groups, run
-from train.quantize_settings import Gptq
+from train.config.quantize import Gptq
 
 ROWS = [list(range(3, 67))]
 

@@ -15,11 +15,11 @@ from data.tokens import Encoder
 from evals.load import live_model
 from evals.scoring import TransformersScorer
 from export.merge.ship import merge_run
-from train.checkpoint import latest
+from train.checkpoint.store import latest
 from train.config import Config
-from train.model import load_tokenizer
+from train.model.base import load_tokenizer
 from train.optim import build_optimizer, optimizer_state, restore_optimizer
-from train.run import Run
+from train.run.directory import Run
 from train.session import run_training
 
 pytestmark = [

@@ -21,8 +21,8 @@ from export.gguf.convert import roped
 from export.gguf.file import read, write
 from export.gguf.quantize import quantize
 from export.gguf.split import split
-from train.model import load_tokenizer
-from train.rope_spelling import rope_freqs
+from train.model.base import load_tokenizer
+from train.rope.spelling import rope_freqs
 
 pytestmark = pytest.mark.program
 SCRIPT = ROOT / "export/proof/strangers/llama_cpp_check.py"

@@ -24,8 +24,8 @@ from benchmarks.llama_cpp_rope import (
     cases,
     llama_cpp_logits,
 )
-from train.rope import RopeSpec
-from train.rope_spelling import gguf_keys, rope_freqs
+from train.rope.spec import RopeSpec
+from train.rope.spelling import gguf_keys, rope_freqs
 
 # Reached: 1.1e-5, half of it the rounding of the golden numbers. Any other rope of this file is off by 1.6 or more.
 TOLERANCE = 1e-4
@@ -74,7 +74,7 @@ def test_transformers_computes_what_llama_cpp_does(case: Case) -> None:
     ],
 )
 def test_our_spec_is_spelled_as_in_the_case(name: str, method: dict[str, Any]) -> None:
-    """What train/rope_spelling.py writes into a GGUF file is what llama.cpp was measured with."""
+    """What train/rope/spelling.py writes into a GGUF file is what llama.cpp was measured with."""
     case = next(case for case in cases() if case.name == name)
     spec = RopeSpec(
         factor=FACTOR, rope_theta=THETA, head_dim=HEAD_DIM, original_max_position_embeddings=WINDOW, **method

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from export.quantize.loads_in import Facts, facts, loads_in
-from train.quantize_settings import Awq, Gguf, Gptq
+from train.config.quantize import Awq, Gguf, Gptq
 
 LLAMA = Facts("linear", 2.0, 16384, tied=False, sentencepiece=True)
 

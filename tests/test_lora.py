@@ -10,10 +10,10 @@ from conftest import TEXTS
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora.bnb import Linear4bit as PeftLinear4bit
 
-from train.adapter import attach_adapter
 from train.config import Lora, Model, Quantization
-from train.lora import FusedLinear4bit, draw_dropped
-from train.model import load_base, load_tokenizer
+from train.model.adapter import attach_adapter
+from train.model.base import load_base, load_tokenizer
+from train.model.fused import FusedLinear4bit, draw_dropped
 
 CPU = torch.device("cpu")
 

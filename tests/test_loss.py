@@ -12,8 +12,8 @@ from transformers import LlamaForCausalLM
 import train.loss
 from data.batch import Batch, collate
 from data.tokens import Example
-from train.attention import NAME
 from train.loss import token_loss_sum
+from train.model.attention import NAME
 
 
 def batch_of(*lengths: int, vocabulary: int = 300) -> Batch:

@@ -27,9 +27,9 @@ from export.merge.source import Form
 from export.merge.updates import read_deltas
 from export.merge.weights import as_trained, merge_shards, merged_weights, quantized_weights
 from train.config import Config, Quantization
-from train.model import load_base, load_model_config
-from train.rope_check import verify
-from train.run import Run, open_run
+from train.model.base import load_base, load_model_config
+from train.rope.check import verify
+from train.run.directory import Run, open_run
 from train.session import run_training
 
 CPU = torch.device("cpu")

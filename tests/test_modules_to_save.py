@@ -22,11 +22,11 @@ from export.merge.ship import MAX_KL, merge_run
 from export.merge.source import Form, open_source
 from export.merge.updates import read_deltas
 from export.merge.weights import EMBEDDING, HEAD, merge_shards, quantized_weights
-from train.adapter import attach_adapter
 from train.config import Config, Lora, Model, Quantization
-from train.model import checkpoint_activations, load_base, load_model_config
+from train.model.adapter import attach_adapter
+from train.model.base import checkpoint_activations, load_base, load_model_config
 from train.plan import estimate
-from train.run import Run, open_run
+from train.run.directory import Run, open_run
 from train.session import run_training
 
 CPU = torch.device("cpu")

@@ -88,7 +88,7 @@ def test_training_positions_skip_and_validation_positions_do_not(long_text: Path
 def test_settings_that_do_not_go_together_are_refused(tiny_model: Path, records: Path, tmp_path: Path) -> None:
     from conftest import settings
 
-    from train.settings import validate
+    from train.config.read import validate
 
     def config(**data: object) -> Config:
         wanted = settings(tiny_model, records, tmp_path / "run")

@@ -74,7 +74,7 @@ def test_every_command_runs_in_the_order_of_the_readme(checkout: Path) -> None:
 
 
 def test_configs_in_the_readme_are_valid(tmp_path: Path) -> None:
-    from train.settings import load_config
+    from train.config.read import load_config
 
     assert CONFIGS
     for number, text in enumerate(CONFIGS):

@@ -19,8 +19,8 @@ from evals.text import read_text
 from export.merge.ship import merge_run
 from scripts import evaluate as evaluate_script
 from train.config import Config
-from train.rope import RopeSpec
-from train.run import Run
+from train.rope.spec import RopeSpec
+from train.run.directory import Run
 from train.stages import run_whole
 
 SETTINGS = Settings((32, 64, 128), stride=32, rows=4, targets=8, sliding_tokens=256, probes=1, depths=(0.0, 1.0))

@@ -14,9 +14,9 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from data.errors import UserError
-from train.rope import RopeSpec, RopeType, turns
-from train.rope_spelling import with_rope
-from train.rope_table import recommend, rows, summary
+from train.rope.spec import RopeSpec, RopeType, turns
+from train.rope.spelling import with_rope
+from train.rope.table import recommend, rows, summary
 
 HALF = 8  # pairs of dimensions of the tiny model's heads
 METHODS: dict[RopeType, dict[str, Any]] = {

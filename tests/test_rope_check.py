@@ -15,11 +15,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 from data.errors import UserError
 from export.merge.hf_config import write_config
 from train.config import Model, Quantization
-from train.model import load_base, load_model_config
-from train.rope import RopeSpec, RopeType
-from train.rope_check import require_window, spec_for, verify
-from train.rope_settings import RopeScaling
-from train.rope_spelling import read_spec, rope_parameters, with_rope
+from train.config.rope import RopeScaling
+from train.model.base import load_base, load_model_config
+from train.rope.check import require_window, spec_for, verify
+from train.rope.spec import RopeSpec, RopeType
+from train.rope.spelling import read_spec, rope_parameters, with_rope
 
 LINEAR = RopeSpec("linear", 2.0, 10000.0, 16, 256)
 PLAIN = RopeSpec("default", 1.0, 10000.0, 16, 256)

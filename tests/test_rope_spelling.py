@@ -11,8 +11,8 @@ from test_rope import METHODS, spec
 
 from data.errors import UserError
 from scripts import rope as rope_script
-from train.rope import RopeType
-from train.rope_spelling import gguf_keys, legacy_rope_scaling, rope_freqs, rope_parameters, spellings, written_theta
+from train.rope.spec import RopeType
+from train.rope.spelling import gguf_keys, legacy_rope_scaling, rope_freqs, rope_parameters, spellings, written_theta
 
 
 def said(rope_type: RopeType, program: str) -> str:

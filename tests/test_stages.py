@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from data.errors import UserError
 from export.merge.ship import merge_run
 from train.config import Config
-from train.rope import RopeSpec
-from train.run import Run, open_run
-from train.settings import final_config, stage_configs, validate
+from train.config.read import final_config, stage_configs, validate
+from train.rope.spec import RopeSpec
+from train.run.directory import Run, open_run
 from train.stages import run_whole
 
 

@@ -15,7 +15,7 @@ from data.errors import UserError
 from data.render import PROMPT_FORMATS
 from data.tokens import Encoder
 from export.proof.stranger import Expected, judged, training_prompt
-from train.rope import RopeSpec
+from train.rope.spec import RopeSpec
 
 LINEAR = RopeSpec("linear", 2.0, 10000.0, 16, 256)
 YARN = RopeSpec("yarn", 4.0, 10000.0, 16, 256)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from train import track
 from train.config import Config
+from train.run import track
 
 MINIMAL = {"model": {"name_or_path": "m"}, "data": {"sources": ["d.jsonl"]}}
 

@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 import train.loop
 from benchmarks.dtype_path import distance, mean_difference, rows_of, train_curve
 from data.errors import UserError
-from train.checkpoint import latest
+from train.checkpoint.store import latest
 from train.config import Config, DataSource, Lora
 from train.loss import token_loss_sum
-from train.run import Run
+from train.run.directory import Run
 from train.session import run_training
 
 TIMING = ("seconds", "tokens_per_second")

@@ -11,8 +11,8 @@ from data.errors import UserError
 from export.artefact import Artefact, LoadsIn, Loss, artefacts, read_artefact, record_of
 from export.files import File
 from export.quantize.variants import planned
-from train.quantize_settings import Quantize
-from train.settings import load_config, validate
+from train.config.quantize import Quantize
+from train.config.read import load_config, validate
 
 
 def section(**settings: object) -> Quantize:

@@ -10,14 +10,14 @@ from data.prepare.recipe import Source
 from data.read.inputs import is_hub_name
 from train.allocator import keep_freed_memory
 from train.config import Config
-from train.config_help import help_text
-from train.console import Board, quiet_libraries
-from train.model import NotAtHandError, check_positions
-from train.parallel import start_processes
+from train.config.help import help_text
+from train.config.read import load_config, stage_configs
+from train.model.base import NotAtHandError, check_positions
 from train.plan import describe, estimate
+from train.ranks.processes import start_processes
 from train.recipe import sources_of
-from train.run import config_yaml
-from train.settings import load_config, stage_configs
+from train.run.console import Board, quiet_libraries
+from train.run.directory import config_yaml
 from train.stages import run_whole
 
 

@@ -20,7 +20,7 @@ from data.dataset import Dataset
 from data.errors import UserError
 from train.config import Train
 from train.loss import token_loss_sum
-from train.parallel import sum_gradients, sum_numbers
+from train.ranks.processes import sum_gradients, sum_numbers
 from train.schedule import Steps, Topology, dropout_seed, learning_rate
 
 

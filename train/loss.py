@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from data.batch import IGNORED, Batch
-from train.attention import inputs
+from train.model.attention import inputs
 
 CHUNK = 512  # tokens whose logits exist at the same time: 100 MB in float32 for a vocabulary of 49,152
 

@@ -9,8 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from train.config import Config
-from train.rope import RopeSpec
-from train.rope_table import summary
+from train.rope.spec import RopeSpec
+from train.rope.table import summary
 
 GB = 1e9
 # nf4 with double quantization: 4 bits, 8 bits per 64 weights, 32 bits per 64 * 256.

@@ -13,21 +13,21 @@ from data.prepare.make import conversations
 from data.report.tell import summary_of
 from data.rows import Rows
 from data.tokens import Encoder
-from train import track
-from train.adapter import attach_adapter
-from train.attention import check_isolation
-from train.checkpoint import latest, load_checkpoint, prune, save_adapter, save_checkpoint
+from train.checkpoint.store import latest, load_checkpoint, prune, save_adapter, save_checkpoint
 from train.config import Config
-from train.console import Board
 from train.loop import Parts, Step, train
-from train.model import Base, check_positions, checkpoint_activations, load_base, load_tokenizer
+from train.model.adapter import attach_adapter
+from train.model.attention import check_isolation
+from train.model.base import Base, check_positions, checkpoint_activations, load_base, load_tokenizer
+from train.model.tokenizer_check import tell_tokenizer
 from train.optim import build_optimizer
 from train.plan import describe, estimate
 from train.recipe import open_data, sources_of
-from train.rope import RopeSpec
-from train.run import Metrics, Run, claim, record_start, require_same_start
+from train.rope.spec import RopeSpec
+from train.run import track
+from train.run.console import Board
+from train.run.directory import Metrics, Run, claim, record_start, require_same_start
 from train.schedule import Topology, plan_steps
-from train.tokenizer_check import tell_tokenizer
 from train.validate import validation_loss
 
 

@@ -13,12 +13,12 @@ from accelerate import Accelerator
 
 from data.errors import UserError
 from train.config import Config
-from train.console import Board
-from train.model import check_positions
+from train.config.read import stage_configs
+from train.model.base import check_positions
 from train.recipe import sources_of
-from train.run import Run, claim, record_start
+from train.run.console import Board
+from train.run.directory import Run, claim, record_start
 from train.session import run_training
-from train.settings import stage_configs
 
 
 def run_whole(config: Config, accelerator: Accelerator, *, resume: bool) -> None:

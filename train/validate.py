@@ -8,7 +8,7 @@ from peft import PeftModel
 
 from data.rows import Rows
 from train.loss import token_loss_sum
-from train.parallel import sum_numbers
+from train.ranks.processes import sum_numbers
 
 
 @torch.no_grad()

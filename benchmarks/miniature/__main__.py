@@ -26,9 +26,9 @@ from evals.subjects import Subject, controls_of, subject_of
 from evals.text import read_text
 from scripts.evaluate import write_card
 from train.config import Config
-from train.console import quiet_libraries
-from train.parallel import start_processes
-from train.run import Run
+from train.ranks.processes import start_processes
+from train.run.console import quiet_libraries
+from train.run.directory import Run
 from train.stages import run_whole
 
 FOLDER = Path("runs/miniature")

@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.miniature.base import MINIATURE, TINY, BaseRecipe
 from benchmarks.miniature.tuning_data import TuningData
 from train.config import Config
-from train.settings import validate
+from train.config.read import validate
 
 CONTROL = "same data, unscaled"
 UNSCALED_LONG = "long, unscaled"

@@ -16,14 +16,14 @@ from export.merge.manifest import NAME as MANIFEST
 from export.merge.manifest import Manifest, read_manifest
 from export.merge.model import MERGES, require_of_this_run
 from export.merge.source import adapter_sha256
-from train.base_identity import hub_name, name_to_publish, recorded
 from train.config import Config
-from train.model import load_tokenizer
+from train.config.read import stage_configs
+from train.config.rope import RopeScaling
+from train.model.base import load_tokenizer
+from train.model.identity import hub_name, name_to_publish, recorded
 from train.recipe import prompt_format_of
-from train.rope import RopeSpec
-from train.rope_settings import RopeScaling
-from train.run import Run, open_run, read_config
-from train.settings import stage_configs
+from train.rope.spec import RopeSpec
+from train.run.directory import Run, open_run, read_config
 
 LAST_SHARE = 0.1  # of the steps, over which the loss at the end is averaged: a single step is noisy
 

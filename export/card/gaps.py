@@ -13,8 +13,8 @@ from export.card.facts import Facts, Merge
 from export.card.metadata import measured_model, sliding
 from export.card.tables import MARK
 from export.card.training import trained_positions
-from train.quantize_settings import Awq, Calibration, Gptq
-from train.rope_spelling import spellings
+from train.config.quantize import Awq, Calibration, Gptq
+from train.rope.spelling import spellings
 
 NOT_VERIFIED = "**This merge was NOT verified**"
 

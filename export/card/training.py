@@ -7,7 +7,7 @@ from pathlib import Path
 from data.conversation import Conversation, Turn
 from data.render import BOS, EOS, PromptFormat, Style, always, render_prompt
 from export.card.facts import Facts, Progress, Stage
-from train.rope import RopeSpec
+from train.rope.spec import RopeSpec
 
 # A draw that is below every chance of a space, and one that is above.
 DRAWS = {"space": 0.0, "newline": 1.0}

@@ -2,7 +2,7 @@
 
 The converter loses some RoPE scalings without a word (YaRN's betas and attention factor, longrope, dynamic). So it is
 shown a plain rope, and the keys and the tensor that llama.cpp was measured to read are written afterwards
-(train/rope_spelling.py). Converter and quantizer run in processes of their own.
+(train/rope/spelling.py). Converter and quantizer run in processes of their own.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from evals.gguf import require_llama_cpp
 from export.gguf.file import Content, read, whole, write
 from export.gguf.llama_cpp_source import GGUF_PY, converter
 from export.gguf.tokenizer import read_differently, tokenizer_keys
-from train.model import load_tokenizer
-from train.rope import RopeSpec
-from train.rope_spelling import gguf_keys, rope_freqs, written_theta
+from train.model.base import load_tokenizer
+from train.rope.spec import RopeSpec
+from train.rope.spelling import gguf_keys, rope_freqs, written_theta
 
 Dense = Literal["F16", "BF16", "F32"]
 Say = Callable[[str], None]

@@ -24,7 +24,7 @@ import torch
 from data.errors import UserError
 from evals.gguf import require_llama_cpp
 from export.gguf.file import whole
-from train.quantize_settings import GgufType
+from train.config.quantize import GgufType
 
 WORKER = Path(__file__).parent / "worker.py"
 ALIGNMENT = 32  # bytes that a tensor's data are rounded up to

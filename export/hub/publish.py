@@ -23,7 +23,7 @@ from export.card.metadata import for_gguf_repository
 from export.files import File, differences, sha256_of
 from export.merge.manifest import NAME as MANIFEST
 from export.merge.manifest import Manifest
-from train.run import open_run
+from train.run.directory import open_run
 
 Say = Callable[[str], None]
 MAIN = "main"

@@ -16,8 +16,8 @@ from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizer
 
 from data.render import Style, chat_template
 from data.tokens import Encoder
-from train.rope import RopeSpec
-from train.rope_spelling import legacy_rope_scaling, with_rope, written_theta
+from train.rope.spec import RopeSpec
+from train.rope.spelling import legacy_rope_scaling, with_rope, written_theta
 
 TOKENIZER_FILES = (
     "tokenizer.json",

@@ -12,7 +12,7 @@ from typing import Any
 
 from data.errors import UserError
 from export.files import File, differences, files_of, sha256_of
-from train.files import write_whole
+from train.run.files import write_whole
 
 NAME = "manifest.json"
 
@@ -25,7 +25,7 @@ class Manifest:
         files: every file but the manifest.
         source: `run` (its name), `adapter_sha256`.
         base: `name` (of a local base its directory's name alone), `revision` (as in the config), `commit` or `files`
-            (train/base_identity.py); `as_when_trained` is True, or None where the run did not record its base.
+            (train/model/identity.py); `as_when_trained` is True, or None where the run did not record its base.
         vocabulary: `rows` of the embeddings, `tokens` of the tokenizer, `trimmed` rows, `bos`, `eos`, `pad`: ids.
         merge: the content of merge.json: verified, max_kl, parity, onto, dtype, rope, prompt_format, ...
         sha256: of the manifest file itself.

@@ -16,9 +16,9 @@ from export.merge.manifest import require_intact
 from export.merge.shards import shard_files, weights_of
 from export.merge.source import adapter_sha256
 from train.config import Config
-from train.model import load_tokenizer
-from train.rope import RopeSpec
-from train.run import Run, open_run
+from train.model.base import load_tokenizer
+from train.rope.spec import RopeSpec
+from train.run.directory import Run, open_run
 
 # Every name that a merge can have; first the one to take where there are several: verified, onto the base trained on.
 MERGES = ("merged", "merged-original", "merged-unverified", "merged-original-unverified")

@@ -18,7 +18,7 @@ from evals.perplexity import Perplexity, sliding
 from evals.scoring import TransformersScorer
 from export.merge.source import Source
 from train.recipe import open_data
-from train.rope_check import verify
+from train.rope.check import verify
 
 CHECKED_TOKENS = 4096
 

@@ -23,9 +23,9 @@ from export.merge.parity import Answers, Questions, ask_live, ask_merged, diverg
 from export.merge.source import Form, Source, adapter_sha256, open_source
 from export.merge.vocabulary import write_vocabulary
 from export.merge.weights import Onto, has_own_head, merge_shards, quantized_weights
-from train.base_identity import name_to_publish
+from train.model.identity import name_to_publish
 from train.recipe import prompt_format_of
-from train.rope import RopeSpec
+from train.rope.spec import RopeSpec
 
 Say = Callable[[str], None]
 

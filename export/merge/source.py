@@ -17,11 +17,11 @@ from export.merge.shards import MAX_SHARD_SIZE
 from export.merge.updates import Update, read_deltas
 from export.merge.vocabulary import Vocabulary, vocabulary_of
 from export.merge.weights import EMBEDDING, merged_weights
-from train.base_identity import BaseIdentity, identify, name_to_publish, recorded, require_same_base
 from train.config import Config
-from train.model import load_model_config, load_tokenizer
-from train.rope import RopeSpec
-from train.run import Run, open_run
+from train.model.base import load_model_config, load_tokenizer
+from train.model.identity import BaseIdentity, identify, name_to_publish, recorded, require_same_base
+from train.rope.spec import RopeSpec
+from train.run.directory import Run, open_run
 
 _SMALL_FILES = 100_000_000  # bytes: the tokenizer's files, with room to spare
 

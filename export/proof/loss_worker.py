@@ -7,7 +7,7 @@ from pathlib import Path
 
 from data.errors import exits_on_user_error
 from export.proof.loss import do, read_job
-from train.console import quiet_libraries
+from train.run.console import quiet_libraries
 
 
 @exits_on_user_error

@@ -25,8 +25,8 @@ from data.tokens import Encoder
 from export.merge.model import MergedModel
 from export.merge.weights import EMBEDDING
 from train.recipe import prompt_format_of, sources_of
-from train.rope import RopeSpec
-from train.rope_spelling import gguf_keys, rope_freqs, rope_parameters, written_theta, written_window
+from train.rope.spec import RopeSpec
+from train.rope.spelling import gguf_keys, rope_freqs, rope_parameters, written_theta, written_window
 
 SCRIPTS = Path(__file__).parent / "strangers"
 STOPS = ("USER:",)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from export.quantize.gptqmodel_job import Job, Say, require_whole_groups, run
-from train.quantize_settings import Awq
+from train.config.quantize import Awq
 
 
 def quantize_awq(merged: Path, variant: Awq, rows: Sequence[Sequence[int]], folder: Path, say: Say) -> dict[str, str]:

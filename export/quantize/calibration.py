@@ -19,9 +19,9 @@ from data.errors import UserError
 from data.tokens import Encoder
 from evals.text import read_text
 from train.config import Config
-from train.quantize_settings import Calibration
+from train.config.quantize import Calibration
 from train.recipe import open_data
-from train.run import Run
+from train.run.directory import Run
 
 TRAINING = "training"
 

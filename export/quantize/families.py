@@ -17,7 +17,7 @@ from export.quantize.gptq import quantize_gptq
 from export.quantize.gptqmodel_environment import python_for_gptqmodel
 from export.quantize.materials import Materials
 from export.quantize.variants import Method, Planned
-from train.quantize_settings import Awq, Gguf, Gptq
+from train.config.quantize import Awq, Gguf, Gptq
 
 Say = Callable[[str], None]
 

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from data.errors import UserError
 from export.merge.shards import shard_files
 from export.quantize.gptqmodel_job import Job, Say, describe, require_whole_groups, run
-from train.quantize_settings import Gptq
+from train.config.quantize import Gptq
 
 
 def quantize_gptq(merged: Path, variant: Gptq, rows: Sequence[Sequence[int]], folder: Path, say: Say) -> dict[str, str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from export.artefact import LoadsIn
-from train.quantize_settings import Awq, Gguf, Gptq, Variant
+from train.config.quantize import Awq, Gguf, Gptq, Variant
 
 
 @dataclass(frozen=True)

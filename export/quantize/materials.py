@@ -12,7 +12,7 @@ from export.gguf.convert import convert, lossless_type
 from export.gguf.imatrix import importance
 from export.merge.model import MergedModel
 from export.quantize.calibration import CalibrationRows, calibration_rows
-from train.quantize_settings import Calibration
+from train.config.quantize import Calibration
 
 Say = Callable[[str], None]
 

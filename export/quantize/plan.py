@@ -18,8 +18,8 @@ from export.merge.model import MergedModel
 from export.quantize.gptqmodel_job import require_whole_groups
 from export.quantize.materials import Materials
 from export.quantize.variants import Planned
-from train.quantize_settings import Gguf
-from train.rope_spelling import gguf_keys
+from train.config.quantize import Gguf
+from train.rope.spelling import gguf_keys
 
 # A scale and a zero point for each group of 32 weights, at the most; k-quants keep some tensors in more bits.
 EXTRA_BITS = 1.5

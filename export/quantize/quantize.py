@@ -24,7 +24,7 @@ from export.quantize.make import PARTIAL, Work, ask_stranger, make, with_seen
 from export.quantize.materials import Materials
 from export.quantize.plan import is_there, require_possible
 from export.quantize.variants import Planned
-from train.run import write_whole
+from train.run.directory import write_whole
 
 Say = Callable[[str], None]
 

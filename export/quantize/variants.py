@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from data.errors import UserError
-from train.quantize_settings import Awq, Calibration, Gguf, Gptq, Quantize, Variant
+from train.config.quantize import Awq, Calibration, Gguf, Gptq, Quantize, Variant
 
 Method = Literal["gptq", "awq", "gguf"]
 

@@ -19,9 +19,9 @@ from safetensors.torch import load_file
 
 from data.errors import UserError
 from train.config import Lora
-from train.lora import use_fused_layers
-from train.model import Base
-from train.rope import RopeSpec
+from train.model.base import Base
+from train.model.fused import use_fused_layers
+from train.rope.spec import RopeSpec
 
 
 def attach_adapter(base: Base, lora: Lora, seed: int) -> PeftModel:

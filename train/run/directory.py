@@ -25,10 +25,10 @@ import yaml
 
 from data.errors import UserError
 from data.prepare.cache import changed_files
-from train.base_identity import record_base
 from train.config import Config
-from train.files import write_whole
-from train.settings import final_config, validate
+from train.config.read import final_config, validate
+from train.model.identity import record_base
+from train.run.files import write_whole
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "tokenizers", "safetensors")
 # What is written before a run begins (scripts/prepare.py).

@@ -16,7 +16,7 @@ import numpy as np
 from transformers import PretrainedConfig
 
 from data.errors import UserError
-from train.rope import RopeSpec, RopeType, ntk_theta
+from train.rope.spec import RopeSpec, RopeType, ntk_theta
 
 # Keys of rope_parameters that a spec can hold beside type, theta and factor.
 _OPTIONAL = (

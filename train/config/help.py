@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from train.config import Config
-from train.settings import section_of
+from train.config.read import section_of
 
 _REQUIRED: dict[str, Any] = {
     "run_dir": "runs/my-run",
@@ -18,7 +18,7 @@ _REQUIRED: dict[str, Any] = {
 }
 
 _HEADER = """\
-# Every key, with its default. Written by `python -m scripts.config --write` from train/config.py: do not edit.
+# Every key, with its default. Written by `python -m scripts.config --write` from train/config/: do not edit.
 # A config of your own needs only the keys that differ, and the three that have no default: run_dir,
 # model.name_or_path and data.sources. `extends: other.yaml` takes another config's keys first.
 """

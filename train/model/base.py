@@ -26,12 +26,12 @@ from transformers import (
 )
 
 from data.errors import UserError
-from train.attention import NAME as PACKED_ATTENTION
 from train.config import Config, Model, Quantization
-from train.rope import FILE_NAME as ROPE_FILE
-from train.rope import RopeSpec
-from train.rope_check import require_window, spec_for, verify
-from train.rope_spelling import with_rope
+from train.model.attention import NAME as PACKED_ATTENTION
+from train.rope.check import require_window, spec_for, verify
+from train.rope.spec import FILE_NAME as ROPE_FILE
+from train.rope.spec import RopeSpec
+from train.rope.spelling import with_rope
 
 LLAMA_FAMILY = ("llama", "mistral")
 

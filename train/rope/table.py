@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from train.rope import RopeSpec, RopeType, turns
+from train.rope.spec import RopeSpec, RopeType, turns
 
 LINEAR_UP_TO = 4.0
 TRAIN_EMBEDDINGS_FROM = 8.0

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from data.errors import UserError
 from train.optim import optimizer_state, restore_optimizer
-from train.rope import RopeSpec
-from train.rope_check import verify
+from train.rope.check import verify
+from train.rope.spec import RopeSpec
 
 _PREFIX = "step-"
 

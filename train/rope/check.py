@@ -12,10 +12,10 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from data.errors import UserError
-from train.rope import RopeSpec
-from train.rope_settings import RopeScaling
-from train.rope_spelling import config_name, read_spec
-from train.rope_table import recommend
+from train.config.rope import RopeScaling
+from train.rope.spec import RopeSpec
+from train.rope.spelling import config_name, read_spec
+from train.rope.table import recommend
 
 # float32 keeps 24 bits: each of the few operations behind a frequency may cost half a unit in the last place.
 TOLERANCE = 2e-6

@@ -6,12 +6,12 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from train.rope import RopeType
-from train.section import Positive, Section
+from train.config.section import Positive, Section
+from train.rope.spec import RopeType
 
 
 class RopeScaling(Section):
-    """How positions are stretched (train/rope.py has the formulas; `python -m scripts.rope CONFIG` shows them)."""
+    """How positions are stretched (train/rope/spec.py has the formulas; `python -m scripts.rope CONFIG` shows them)."""
 
     rope_type: RopeType = "default"
     """`default` keeps the model's own; `linear` is position interpolation; `python -m scripts.rope` recommends one."""

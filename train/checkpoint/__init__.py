@@ -1,0 +1,1 @@
+"""Resumable states: whole or not there."""

@@ -1,0 +1,65 @@
+"""The base model, its quantization, and the adapter on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PositiveInt, field_validator
+
+from train.config.rope import RopeScaling
+from train.config.section import Positive, Section
+
+
+class Model(Section):
+    """The base model and its window."""
+
+    name_or_path: str
+    """A directory with a Hugging Face checkpoint, or a name on the hub."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
+    """`auto`: sdpa per document within packed rows; the others are transformers' own."""
+    rope_scaling: RopeScaling = RopeScaling()
+    """Context extension."""
+    max_length: PositiveInt = 2048
+    """Tokens in a row, and the limit of a record."""
+    allow_beyond_window: bool = False
+    """Let max_length exceed the (scaled) window; positions out there are ones the model never learned."""
+
+    @field_validator("rope_scaling", mode="before")
+    @classmethod
+    def _null_is_default(cls, value: Any) -> Any:
+        return {} if value is None else value
+
+
+class Quantization(Section):
+    """The frozen base weights (bitsandbytes)."""
+
+    bits: Literal[4] = 4
+    """Bits of a base weight."""
+    quant_type: Literal["nf4", "fp4"] = "nf4"
+    """Code book of the 4-bit values."""
+    double_quant: bool = True
+    """Quantize the quantization constants too (saves 0.37 bits a weight)."""
+    compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Type of activations and matrix products."""
+
+
+class Lora(Section):
+    """The trained adapter."""
+
+    r: PositiveInt = 64
+    """Rank."""
+    lora_alpha: Positive = 16
+    """The update is scaled by lora_alpha / r."""
+    lora_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.05
+    """Dropout on the adapter's input."""
+    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """`all-linear` (every linear layer but lm_head), or a list of module names."""
+    init_from: Path | None = None
+    """A run (or adapter) directory to start from; null starts anew."""
+    init_from_other_rope: bool = False
+    """Accept that it learned other positions, as a stage does that stretches further."""
+    modules_to_save: tuple[Literal["embed_tokens", "norm"], ...] = ()
+    """Also train these in full, as for windows stretched 8x and more: [embed_tokens, norm]. A tied head is untied."""

@@ -1,0 +1,1 @@
+"""RoPE scaling: the maths once, the live model held to it, and its spelling for each runtime."""

@@ -1,0 +1,1 @@
+"""The run directory: what was asked for, on what it ran, and what came of it."""

@@ -25,13 +25,13 @@ from data.tokens import Encoder
 from evals.load import compute_in_float32, device_here
 from train.config import Config
 from train.config.read import load_config
+from train.evaluate.loss import validation_loss
 from train.loss import token_loss_sum
 from train.model.adapter import attach_adapter
 from train.model.base import checkpoint_activations, load_base, load_tokenizer
 from train.optim import build_optimizer
 from train.recipe import open_data
 from train.run.console import quiet_libraries
-from train.validate import validation_loss
 
 OUT = Path("benchmarks/results/dtype_path.json")
 

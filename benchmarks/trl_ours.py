@@ -40,7 +40,7 @@ def main() -> int:
 
 
 def build_parts(job: Job, accelerator: Accelerator) -> Parts:
-    """What train/session.py builds for a run, without a run directory."""
+    """What train/opening.py builds for a run, without a run directory."""
     config = validate(job.config, "the benchmark's job")
     data = open_rows(config, Path(job.cache))
     base = load_base(config.model, config.quantization, accelerator.device)
@@ -48,7 +48,8 @@ def build_parts(job: Job, accelerator: Accelerator) -> Parts:
     if config.train.gradient_checkpointing:
         checkpoint_activations(base.model)
     optimizer = build_optimizer((p for p in model.parameters() if p.requires_grad), config.train)
-    topology = Topology(0, 1, job.accumulation, config.train.per_device_train_batch_size)
+    size = config.train.per_device_train_batch_size
+    topology = Topology(0, 1, job.accumulation * size, size)
     steps = Steps(data.size, topology.rows_per_step, job.steps)
     return Parts(model, optimizer, data, steps, topology, config.train, accelerator)
 

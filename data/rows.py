@@ -32,6 +32,10 @@ class Rows:
             return collate(documents)
         return collate(documents, [self._positions(i, len(d)) for i, d in zip(chosen, documents, strict=True)])
 
+    def tokens(self, rows: Sequence[int]) -> int:
+        """Tokens in the given rows."""
+        return int(self._documents.tokens[self._numbers(rows)].sum())
+
     def documents(self) -> Iterator[Example]:
         """Every document, row by row."""
         return (self.document(int(index)) for index in self._index.documents)

@@ -94,7 +94,7 @@ def test_every_mistake_is_reported_at_once(minimal: Path) -> None:
         "lora.r=zero": "lora.r = 'zero'",
         "model.rope_scaling.factor=0.5": "model.rope_scaling.factor = 0.5",
         "data.prompt_format=vicuna": "data.prompt_format = 'vicuna': not a prompt format; choose one of airoboros-1.x",
-        "report_to=[mlflow]": "report_to",
+        "report_to=[comet]": "report_to",
         "train.max_steps=0": "train.max_steps = 0",
         "quantization.bits=3": "quantization.bits = 3",
     }

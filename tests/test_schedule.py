@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.schedule import Topology, dropout_seed, learning_rate, plan_steps
+from train.schedule import Topology, dropout_seed, end_at_tokens, learning_rate, plan_steps
 
 
 def test_warmup_rises_to_the_peak_and_never_starts_at_zero() -> None:
@@ -24,14 +24,14 @@ def test_a_rate_is_always_positive_and_at_most_the_peak(total: int, warmup: floa
     assert all(0 < learning_rate(step, total, 1.0, warmup, shape) <= 1.0 for step in range(total))
 
 
-@given(ranks=st.integers(1, 4), micro_batches=st.integers(1, 4), size=st.integers(1, 3), rows=st.integers(0, 60))
-def test_ranks_share_the_rows_of_a_step_without_gap_or_overlap(ranks, micro_batches, size, rows) -> None:
-    spread = [Topology(rank, ranks, micro_batches, size) for rank in range(ranks)]
-    step = range(100, 100 + min(rows, spread[0].rows_per_step))
-    taken = [(number, row) for topology in spread for number, part in topology.mine(step) for row in part]
-    assert sorted(row for _, row in taken) == list(step)
-    # A micro-batch's number, and so its dropout, depends on its rows and not on who computes it.
-    assert all(number == (row - 100) // size for number, row in taken)
+@given(ranks=st.integers(1, 5), per_step=st.integers(1, 12), size=st.integers(1, 3), rows=st.integers(0, 12))
+def test_ranks_share_the_rows_of_a_step_without_gap_or_overlap(ranks, per_step, size, rows) -> None:
+    """On however many ranks: rows that do not divide evenly are shared too."""
+    spread = [Topology(rank, ranks, per_step, size) for rank in range(ranks)]
+    step = range(100, 100 + min(rows, per_step))
+    taken = [row for topology in spread for part in topology.mine(step) for row in part]
+    assert sorted(taken) == list(step)
+    assert all(len(list(topology.mine(step))) <= topology.micro_batches for topology in spread)
 
 
 @given(sizes=st.lists(st.integers(1, 20), min_size=3, max_size=3), per_step=st.integers(1, 7))
@@ -46,6 +46,12 @@ def test_part_of_an_epoch_and_max_steps() -> None:
     assert plan_steps(lambda _: 10, 2, 1.5, None).total == 8
     assert plan_steps(lambda _: 10, 2, 1.5, 3).total == 3
     assert plan_steps(lambda _: 10, 2, 0.1, None).total == 1
+
+
+@pytest.mark.parametrize(("max_tokens", "total"), [(1, 1), (20, 1), (21, 2), (95, 5), (10_000, 10)])
+def test_a_run_ends_with_the_step_that_reaches_its_tokens(max_tokens: int, total: int) -> None:
+    steps = plan_steps(lambda _: 10, 2, 2, None)
+    assert end_at_tokens(steps, max_tokens, lambda epoch, rows: 10 * len(rows)).total == total
 
 
 def test_dropout_seeds_differ_by_step_and_micro_batch() -> None:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from data.errors import UserError
 from export.merge.ship import merge_run
+from train.checkpoint.keeper import Keeper
 from train.config import Config
 from train.config.read import final_config, stage_configs, validate
 from train.rope.spec import RopeSpec
@@ -93,16 +94,14 @@ def test_resumed_in_any_stage_it_equals_a_run_without_a_break(
     staged, killed_after: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = run(staged("whole"))
-    import train.session
+    save = Keeper.save
 
-    save = train.session._save
-
-    def die(session, step: int) -> None:
-        save(session, step)
-        if session.run.path.name == killed_after and step == 1:
+    def die(keeper, step: int, *parts) -> None:
+        save(keeper, step, *parts)
+        if keeper.folder.parent.name == killed_after and step == 1:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(train.session, "_save", die)
+    monkeypatch.setattr(Keeper, "save", die)
     with pytest.raises(KeyboardInterrupt):
         run(staged("broken"))
     monkeypatch.undo()

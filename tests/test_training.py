@@ -95,7 +95,7 @@ def stop_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
             if step.step == steps:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr("train.session.train", dying)
+    monkeypatch.setattr("train.follow.train", dying)
 
 
 @pytest.mark.parametrize("steps", [1, 3, 4])
@@ -173,7 +173,7 @@ def test_accumulation_instead_of_batch_size_gives_the_same_losses(config) -> Non
 
 def test_records_of_a_batch_are_apart_without_packing_too(config, monkeypatch) -> None:
     asked = []
-    monkeypatch.setattr("train.session.check_isolation", asked.append)
+    monkeypatch.setattr("train.opening.check_isolation", asked.append)
     unpacked = config().data.model_copy(update={"packing": False})
     run(config(max_steps=1).model_copy(update={"data": unpacked}))
     assert len(asked) == 1

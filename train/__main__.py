@@ -12,6 +12,7 @@ from train.allocator import keep_freed_memory
 from train.config import Config
 from train.config.help import help_text
 from train.config.read import load_config, stage_configs
+from train.follow import Ending
 from train.model.base import NotAtHandError, check_positions
 from train.plan import describe, estimate
 from train.ranks.processes import start_processes
@@ -19,6 +20,9 @@ from train.recipe import sources_of
 from train.run.console import Board, quiet_libraries
 from train.run.directory import config_yaml
 from train.stages import run_whole
+
+# The conventional EX_TEMPFAIL: saved before the end; the same command with --resume goes on.
+EXIT_INTERRUPTED = 75
 
 
 @exits_on_user_error
@@ -32,10 +36,11 @@ def main() -> int:
     else:
         keep_freed_memory()
         try:
-            run_whole(config, start_processes(), resume=arguments.resume)
+            ending = run_whole(config, start_processes(), resume=arguments.resume)
         except KeyboardInterrupt:
             todo = "start again with --resume to continue from the newest checkpoint"
             raise UserError(str(config.run_dir), "interrupted", todo) from None
+        return EXIT_INTERRUPTED if ending is Ending.INTERRUPTED else 0
     return 0
 
 

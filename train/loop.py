@@ -9,19 +9,34 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from accelerate import Accelerator
 from peft import PeftModel
 
 from data.dataset import Dataset
-from data.errors import UserError
 from train.config import Train
 from train.loss import token_loss_sum
 from train.ranks.processes import sum_gradients, sum_numbers
+from train.ranks.pulse import Pulse, Silent
 from train.schedule import Steps, Topology, dropout_seed, learning_rate
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What one backward pass of this process was made of.
+
+    Attributes:
+        rows: their numbers within the epoch.
+        loss: summed over its trained tokens, in nats.
+    """
+
+    rows: tuple[int, ...]
+    loss: float
+    tokens: int
+    trained_tokens: int
 
 
 @dataclass(frozen=True)
@@ -32,8 +47,11 @@ class Step:
         step: finished steps, this one included.
         loss: mean over the step's trained tokens, in nats.
         grad_norm: of the mean loss, before clipping.
-        tokens: tokens read, trained or not.
+        tokens: tokens read, trained or not, by all processes; `trained_tokens` likewise.
         seconds: wall time of the step.
+        taken: False where loss or gradient is not finite: then nothing was changed.
+        stop: some process was asked to stop (train/stopping.py); all of them learn it in the same step.
+        micro_batches: of this process.
     """
 
     step: int
@@ -44,11 +62,19 @@ class Step:
     tokens: int
     trained_tokens: int
     seconds: float
+    taken: bool = True
+    stop: bool = False
+    micro_batches: tuple[MicroBatch, ...] = ()
 
 
 @dataclass(frozen=True)
 class Parts:
-    """All that a run consists of."""
+    """All that a run consists of.
+
+    Attributes:
+        wants_to_stop: whether this process was asked to stop.
+        pulse: is told what this process does.
+    """
 
     model: PeftModel
     optimizer: torch.optim.Optimizer
@@ -57,66 +83,54 @@ class Parts:
     topology: Topology
     settings: Train
     accelerator: Accelerator
+    wants_to_stop: Callable[[], bool] = bool  # bool() is False: nobody asks
+    pulse: Pulse = field(default_factory=Silent)
 
 
 def train(parts: Parts, start: int = 0) -> Iterator[Step]:
-    """Run the steps from `start` on, yielding after each; the caller saves, evaluates and reports in between.
-
-    Raises:
-        UserError: a loss or gradient is not finite; the step is not taken.
-    """
+    """Run the steps from `start` on, yielding after each; the caller saves, evaluates and reports in between."""
     trainable = [p for p in parts.model.parameters() if p.requires_grad]
     for step in range(start, parts.steps.total):
         began = time.perf_counter()
+        parts.pulse.at(f"step {step + 1}: forward and backward")
         epoch, rows = parts.steps.locate(step)
         parts.model.train()
         parts.optimizer.zero_grad(set_to_none=True)
+        done = tuple(_micro_batch(parts, step, epoch, part) for part in parts.topology.mine(rows))
 
-        losses, tokens, trained_tokens = _accumulate_gradients(parts, step, epoch, rows)
-        sums = sum_numbers(parts.accelerator, (sum(losses.values()), tokens, trained_tokens))
-        if not math.isfinite(sums[0]):
-            bad = [row for part, loss in losses.items() if not math.isfinite(loss) for row in part]
-            raise not_finite(step, "loss", sums[0], parts.data[epoch].origins(bad))
-
+        parts.pulse.at(f"step {step + 1}: summing over the processes")
+        own = [sum(one) for one in zip(*((m.loss, m.tokens, m.trained_tokens) for m in done), strict=True)] or [0, 0, 0]
+        loss, tokens, trained, stop = sum_numbers(parts.accelerator, (*own, parts.wants_to_stop()))
         sum_gradients(parts.accelerator, trainable)
-        for parameter in trainable:
-            if parameter.grad is not None:
-                parameter.grad.div_(sums[2])
-        grad_norm = float(torch.nn.utils.clip_grad_norm_(trainable, parts.settings.max_grad_norm))
-        if not math.isfinite(grad_norm):
-            raise not_finite(step, "gradient norm", grad_norm, parts.data[epoch].origins(rows))
+        grad_norm = _scale_and_clip(trainable, trained, parts.settings.max_grad_norm)
 
         rate = _learning_rate(parts, step)
-        for group in parts.optimizer.param_groups:
-            group["lr"] = rate
-        parts.optimizer.step()
-        seconds = time.perf_counter() - began
-        yield Step(step + 1, epoch, sums[0] / sums[2], rate, grad_norm, int(sums[1]), int(sums[2]), seconds)
+        taken = math.isfinite(loss) and math.isfinite(grad_norm)
+        if taken:
+            for group in parts.optimizer.param_groups:
+                group["lr"] = rate
+            parts.optimizer.step()
+        numbers = loss / trained, rate, grad_norm, int(tokens), int(trained), time.perf_counter() - began
+        yield Step(step + 1, epoch, *numbers, taken, stop > 0, done)
 
 
-def _accumulate_gradients(
-    parts: Parts, step: int, epoch: int, rows: range
-) -> tuple[dict[tuple[int, ...], float], int, int]:
-    """Backward through this process's micro-batches; their loss sums (by row numbers) and token counts."""
-    losses: dict[tuple[int, ...], float] = {}
-    tokens = trained_tokens = 0
-    for number, part in parts.topology.mine(rows):
-        batch = parts.data[epoch].batch(part).to(parts.accelerator.device)
-        torch.manual_seed(dropout_seed(parts.settings.seed, step, number))
-        loss = token_loss_sum(parts.model.get_base_model(), batch)  # pyright: ignore[reportArgumentType]
-        loss.backward()
-        losses[tuple(part)] = float(loss.detach())
-        tokens, trained_tokens = tokens + batch.tokens, trained_tokens + batch.trained_tokens
-    return losses, tokens, trained_tokens
+def _micro_batch(parts: Parts, step: int, epoch: int, rows: range) -> MicroBatch:
+    """Backward through some rows: their gradients are added to those that are there."""
+    batch = parts.data[epoch].batch(rows).to(parts.accelerator.device)
+    torch.manual_seed(dropout_seed(parts.settings.seed, step, rows.start))
+    loss = token_loss_sum(parts.model.get_base_model(), batch)  # pyright: ignore[reportArgumentType]
+    loss.backward()
+    return MicroBatch(tuple(rows), float(loss.detach()), batch.tokens, batch.trained_tokens)
+
+
+def _scale_and_clip(trainable: Sequence[torch.nn.Parameter], trained_tokens: float, max_grad_norm: float) -> float:
+    """Turn gradients of a sum into those of the mean, and clip them; returns their norm before that."""
+    for parameter in trainable:
+        if parameter.grad is not None:
+            parameter.grad.div_(trained_tokens)
+    return float(torch.nn.utils.clip_grad_norm_(trainable, max_grad_norm))
 
 
 def _learning_rate(parts: Parts, step: int) -> float:
     wanted = parts.settings
     return learning_rate(step, parts.steps.total, wanted.learning_rate, wanted.warmup_ratio, wanted.lr_scheduler_type)
-
-
-def not_finite(step: int, what: str, number: float, records: list[str]) -> UserError:
-    """The error for a step whose numbers cannot be used, with the records that it was made of."""
-    named = ", ".join(records) or "on another process"
-    todo = "look at these records; if they are sound, start anew (another run_dir) with a lower train.learning_rate"
-    return UserError(f"step {step + 1}", f"the {what} is {number} (records: {named})", todo)

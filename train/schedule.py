@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Shape = Literal["constant", "cosine", "linear"]
@@ -34,26 +34,31 @@ def dropout_seed(seed: int, step: int, micro_batch: int) -> int:
 
 @dataclass(frozen=True)
 class Topology:
-    """How a step's rows are spread: over ranks, accumulated micro-batches, and rows in each."""
+    """How a step's rows are spread over ranks and micro-batches. What a step learns depends on its rows only.
+
+    Attributes:
+        rank: of this process, among those that have rows of their own.
+        rows_per_step: rows that all ranks use in one step.
+        rows_per_micro_batch: at most so many at once, on each rank.
+    """
 
     rank: int
     ranks: int
-    micro_batches: int
+    rows_per_step: int
     rows_per_micro_batch: int
 
     @property
-    def rows_per_step(self) -> int:
-        """Rows that all ranks use in one step."""
-        return self.ranks * self.micro_batches * self.rows_per_micro_batch
+    def micro_batches(self) -> int:
+        """Turns that each rank takes in one step."""
+        return math.ceil(self.rows_per_step / (self.ranks * self.rows_per_micro_batch))
 
-    def mine(self, rows: range) -> Iterator[tuple[int, range]]:
-        """This rank's (micro-batch number, rows) of a step; micro-batches past the end of the epoch are left out."""
+    def mine(self, rows: range) -> Iterator[range]:
+        """This rank's micro-batches of a step; there are none past the end of the rows."""
         for turn in range(self.micro_batches):
-            number = turn * self.ranks + self.rank
-            start = rows.start + number * self.rows_per_micro_batch
+            start = rows.start + (turn * self.ranks + self.rank) * self.rows_per_micro_batch
             part = range(start, min(start + self.rows_per_micro_batch, rows.stop))
             if part:
-                yield number, part
+                yield part
 
 
 @dataclass(frozen=True)
@@ -92,3 +97,17 @@ def plan_steps(rows_in: Callable[[int], int], rows_per_step: int, epochs: float,
     if epochs > whole:
         total += math.ceil((epochs - whole) * steps_in_epoch(rows_in(whole), rows_per_step))
     return Steps(rows_in, rows_per_step, total)
+
+
+def end_at_tokens(steps: Steps, max_tokens: int, tokens_of: Callable[[int, range], int]) -> Steps:
+    """The same Steps, ending with the one that reaches `max_tokens` if that comes first.
+
+    Args:
+        tokens_of: tokens in the given rows of an epoch.
+    """
+    seen = 0
+    for step in range(steps.total):
+        seen += tokens_of(*steps.locate(step))
+        if seen >= max_tokens:
+            return replace(steps, total=step + 1)
+    return steps

@@ -14,23 +14,25 @@ from accelerate import Accelerator
 from data.errors import UserError
 from train.config import Config
 from train.config.read import stage_configs
+from train.follow import Ending
 from train.model.base import check_positions
 from train.recipe import sources_of
 from train.run.console import Board
-from train.run.directory import Run, claim, record_start
+from train.run.directory import Run
+from train.run.resume import claim, record_start
 from train.session import run_training
+from train.stopping import Stopping
 
 
-def run_whole(config: Config, accelerator: Accelerator, *, resume: bool) -> None:
+def run_whole(config: Config, accelerator: Accelerator, *, resume: bool) -> Ending:
     """Train a config: its stages one after the other where it has any.
 
     Raises:
         UserError: as `run_training`; settings of all stages are checked before the first begins.
     """
-    stages = stage_configs(config)
+    stages, stopping = stage_configs(config), Stopping(config.train.max_time)
     if not stages:
-        run_training(config, accelerator, resume=resume)
-        return
+        return run_training(config, accelerator, stopping, resume=resume)
     board = Board(visible=accelerator.is_main_process)
     for stage in stages:
         _check(stage)
@@ -38,16 +40,18 @@ def run_whole(config: Config, accelerator: Accelerator, *, resume: bool) -> None
     accelerator.wait_for_everyone()
     if run.adapter.is_dir():
         board.say(f"{run.path}: already finished; the adapter is in {run.adapter}")
-        return
+        return Ending.COMPLETE
     if accelerator.is_main_process:
         record_start(run, config, f"{accelerator.num_processes} x {accelerator.device.type}")
     for number, (stage, settings) in enumerate(zip(config.stages, stages, strict=True), start=1):
         board.say(f"stage {number}/{len(stages)} {stage.name}: {_changes(stage.model_dump(exclude={'name'}))}")
-        run_training(settings, accelerator, resume=resume)
+        if run_training(settings, accelerator, stopping, resume=resume) is Ending.INTERRUPTED:
+            return Ending.INTERRUPTED
     if accelerator.is_main_process:
         _publish(Run(stages[-1].run_dir), run)
     accelerator.wait_for_everyone()
     board.say(f"done, all {len(stages)} stages: the adapter is in {run.adapter}")
+    return Ending.COMPLETE
 
 
 def _check(stage: Config) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt, field_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
 
 from train.config.rope import RopeScaling
 from train.config.section import Positive, Section
@@ -36,8 +36,8 @@ class Model(Section):
 class Quantization(Section):
     """The frozen base weights (bitsandbytes)."""
 
-    bits: Literal[4] = 4
-    """Bits of a base weight."""
+    bits: Literal[4, 8, 16] = 4
+    """Bits of a base weight: 4 (quant_type), 8 (LLM.int8), or 16: not quantized."""
     quant_type: Literal["nf4", "fp4"] = "nf4"
     """Code book of the 4-bit values."""
     double_quant: bool = True
@@ -57,6 +57,16 @@ class Lora(Section):
     """Dropout on the adapter's input."""
     target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
     """`all-linear` (every linear layer but lm_head), or a list of module names."""
+    layers_to_transform: tuple[NonNegativeInt, ...] = ()
+    """Only adapt these decoder layers, counted from 0; empty: all."""
+    init_lora_weights: Literal["default", "gaussian", "pissa", "loftq", "eva"] = "default"
+    """`pissa` starts from the base's principal components, `loftq` from its quantization error, `eva` from the data."""
+    use_rslora: bool = False
+    """Scale the update by lora_alpha / sqrt(r) instead."""
+    use_dora: bool = False
+    """Also train each output's magnitude apart from its direction (slower: the fused layer does not know it)."""
+    loraplus_lr_ratio: Annotated[float, Field(ge=1.0)] | None = None
+    """LoRA+: the B matrices learn so many times faster than the A matrices; null: equally fast."""
     init_from: Path | None = None
     """A run (or adapter) directory to start from; null starts anew."""
     init_from_other_rope: bool = False

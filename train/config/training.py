@@ -6,7 +6,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
-from train.config.section import NonNegative, Positive, Probability, Section
+from train.config.section import Duration, NonNegative, Positive, Probability, Section
+
+Optimizer = Literal[
+    "paged_adamw_32bit", "paged_adamw_8bit", "adamw_8bit", "adamw_torch", "adamw_torch_fused",
+    "lion_32bit", "lion_8bit", "paged_lion_32bit", "paged_lion_8bit",
+]  # fmt: skip
 
 
 class Train(Section):
@@ -22,7 +27,7 @@ class Train(Section):
     """Gradients are scaled down to this norm."""
     weight_decay: NonNegative = 0.0
     """Decoupled weight decay."""
-    optim: Literal["paged_adamw_32bit", "paged_adamw_8bit", "adamw_8bit", "adamw_torch"] = "paged_adamw_32bit"
+    optim: Optimizer = "paged_adamw_32bit"
     """Optimizer; paging only happens on a GPU."""
     adam_beta1: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
     """Decay of the first moment."""
@@ -40,11 +45,39 @@ class Train(Section):
     """Passes over the data; used where max_steps is null."""
     max_steps: PositiveInt | None = None
     """Number of steps, whatever the size of the data."""
+    max_tokens: PositiveInt | None = None
+    """Stop at the step that reaches so many tokens, if that comes first; the learning rate ends there too."""
+    max_time: Duration | None = None
+    """Stop after this long in one launch, saved, to be resumed: 90m, 8h, 1h30m, 2d. Exit code 75."""
     seed: int = 0
     """Seed of initialization, separators, order and dropout."""
+    full_determinism: bool = True
+    """On a GPU, take kernels that give the same bits each time, also where others are faster."""
+    neftune_noise_alpha: Positive | None = None
+    """NEFTune: noise on the embeddings of trained documents, alpha / sqrt(tokens x width); null: none."""
+    context_parallel_size: PositiveInt = 1
+    """Processes that share each row, for rows longer than one device holds; it divides their number."""
     save_steps: PositiveInt = 100
     """Steps between checkpoints."""
+    save_minutes: Positive | None = None
+    """Also save when the newest checkpoint is so many minutes old."""
     save_total_limit: PositiveInt = 3
-    """Checkpoints that are kept, the newest ones."""
+    """Checkpoints that are kept, the newest ones; the one with the best evaluation is kept beside them."""
     eval_steps: PositiveInt | None = None
     """Steps between evaluations on the held-out records; null: only at the end."""
+    eval_contexts: tuple[PositiveInt, ...] = ()
+    """Also measure perplexity under contexts of so many tokens at each evaluation, such as [2048, 8192]."""
+    load_best_model_at_end: bool = False
+    """Publish the adapter of the best evaluation instead of the last step's."""
+    early_stopping_patience: PositiveInt | None = None
+    """Stop after so many evaluations without a better one; null: never."""
+    early_stopping_threshold: NonNegative = 0.0
+    """A better evaluation is lower by more than this."""
+    on_non_finite: Literal["stop", "skip"] = "stop"
+    """A loss or gradient that is not finite: stop, or leave the step out. What it was made of is kept in failures/."""
+    loss_spike: Positive | None = None
+    """Watch for losses above the median of the last 50 by more than this many times their usual distance from it."""
+    on_loss_spike: Literal["warn", "stop"] = "warn"
+    """What to do about one; what it was made of is written to failures/."""
+    stall_minutes: Positive = 30.0
+    """A process that waits so long for another ends the run, and names the one that stalled."""

@@ -13,7 +13,7 @@ from train.config.quantize import Quantize
 from train.config.section import Section
 from train.config.training import Train
 
-Tracker = Literal["wandb", "tensorboard"]
+Tracker = Literal["wandb", "tensorboard", "trackio", "mlflow"]
 
 
 class Stage(Section):
@@ -37,7 +37,7 @@ class Config(Section):
     run_dir: Path
     """Where everything that the run makes is kept."""
     report_to: tuple[Tracker, ...] = ()
-    """Trackers beside metrics.jsonl: any of wandb, tensorboard. One that fails does not stop the run."""
+    """Trackers beside metrics.jsonl: wandb, tensorboard, trackio, mlflow. One that fails does not stop the run."""
     model: Model
     quantization: Quantization = Quantization()
     lora: Lora = Lora()

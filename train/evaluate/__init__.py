@@ -1,0 +1,1 @@
+"""How good the adapter is while it trains, without touching the training."""

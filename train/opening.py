@@ -1,0 +1,122 @@
+"""Opening a run: from a config to the parts of the loop, the cheap checks first, the weights last."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from accelerate import Accelerator
+from peft import PeftModel
+
+from data.dataset import Dataset
+from data.prepare.make import conversations
+from data.report.tell import summary_of
+from data.rows import Rows
+from data.tokens import Encoder
+from train.checkpoint.store import latest, load_checkpoint
+from train.config import Config
+from train.loop import Parts
+from train.model.adapter import attach_adapter
+from train.model.attention import check_isolation
+from train.model.base import Base, check_positions, checkpoint_activations, load_base, load_tokenizer
+from train.model.tokenizer_check import tell_tokenizer
+from train.optim import build_optimizer
+from train.plan import describe, estimate
+from train.ranks.pulse import Silent
+from train.recipe import open_data, sources_of
+from train.rope.spec import RopeSpec
+from train.run.console import Board
+from train.run.directory import Run
+from train.run.resume import record_start, require_same_start, rows_per_step
+from train.schedule import Steps, Topology, end_at_tokens, plan_steps
+from train.stopping import Stopping
+
+
+@dataclasses.dataclass(frozen=True)
+class Session:
+    """One run on these processes.
+
+    Attributes:
+        start: steps that a checkpoint had finished.
+    """
+
+    config: Config
+    run: Run
+    accelerator: Accelerator
+    board: Board
+    parts: Parts
+    validation: Rows
+    rope: RopeSpec
+    start: int
+
+
+def open_session(config: Config, run: Run, accelerator: Accelerator, board: Board, wants_to_stop: Stopping) -> Session:
+    """Cheap checks first: the config against the model's, the data, and only then the weights.
+
+    Raises:
+        UserError: for every mistake that the user can mend before training.
+    """
+    model_config, spec = check_positions(config)
+    topology = _topology(config, run, accelerator)
+    dataset = _open_data(config, run, accelerator, board)
+    report = dataset.report(spec.original_max_position_embeddings)
+    plan = estimate(config, model_config)
+    board.say(*summary_of(report), *describe(plan, spec))
+
+    base, model = _open_model(config, accelerator, board)
+    optimizer = build_optimizer([p for p in model.parameters() if p.requires_grad], config.train)
+    checkpoint = latest(run.checkpoints)
+    start = load_checkpoint(checkpoint, model, optimizer) if checkpoint else 0
+    if checkpoint:
+        board.say(f"resuming after step {start} from {checkpoint}")
+
+    steps = _plan(config, dataset, topology.rows_per_step)
+    if accelerator.is_main_process:
+        rope = {**dataclasses.asdict(spec), "inv_freq": spec.inv_freq().tolist(), "live_error": base.rope_error}
+        counts = {"steps": steps.total, "rows_per_step": topology.rows_per_step}
+        run.write_json("data.json", report.to_json() | {"encoding": dataset.encoding})
+        run.write_json("plan.json", {**plan.to_json(), **counts, "rope": rope})
+    parts = Parts(model, optimizer, dataset, steps, topology, config.train, accelerator, wants_to_stop, Silent())
+    return Session(config, run, accelerator, board, parts, dataset.validation(), spec, start)
+
+
+def _open_data(config: Config, run: Run, accelerator: Accelerator, board: Board) -> Dataset:
+    """The rows to train on; one process that sees the cache prepares them, the others read."""
+    encoder = Encoder(load_tokenizer(config.model.name_or_path, config.model.revision))
+    dataset = open_data(config, encoder, run.cache, board.say)
+    require_same_start(run, dataset.sources.sha256, dataset.encoding)
+    # Whoever comes first prepares, and the others wait at the cache's lock: no collective operation can time out there.
+    assert len(dataset[0])
+    # Only now is the directory this run's: data that stopped it can be mended and the config changed.
+    if accelerator.is_main_process:
+        record_start(run, config, f"{accelerator.num_processes} x {accelerator.device.type}")
+        tell_tokenizer(config, encoder, conversations(sources_of(config.data)), board.say, board.warn)
+    return dataset
+
+
+def _open_model(config: Config, accelerator: Accelerator, board: Board) -> tuple[Base, PeftModel]:
+    """The base and its adapter, with what can be verified of them verified."""
+    base = load_base(config.model, config.quantization, accelerator.device)
+    board.say(f"rope verified in the live model: inv_freq within {base.rope_error:.1e} of the closed form")
+    model = attach_adapter(base, config.lora, config.train.seed)
+    if config.data.packing == "best_fit" or config.train.per_device_train_batch_size > 1:
+        check_isolation(base.model)
+        board.say(f"packing verified: documents do not see each other ({base.model.config._attn_implementation})")
+    if config.train.gradient_checkpointing:
+        checkpoint_activations(base.model)
+    return base, model
+
+
+def _topology(config: Config, run: Run, accelerator: Accelerator) -> Topology:
+    """How the rows of a step are spread over these processes; a resumed run keeps its steps, on however many."""
+    wanted = config.train
+    given = accelerator.num_processes * wanted.gradient_accumulation_steps * wanted.per_device_train_batch_size
+    rows = rows_per_step(run) or given
+    return Topology(accelerator.process_index, accelerator.num_processes, rows, wanted.per_device_train_batch_size)
+
+
+def _plan(config: Config, dataset: Dataset, rows_in_step: int) -> Steps:
+    wanted = config.train
+    steps = plan_steps(dataset.size, rows_in_step, wanted.num_train_epochs, wanted.max_steps)
+    if wanted.max_tokens is None:
+        return steps
+    return end_at_tokens(steps, wanted.max_tokens, lambda epoch, rows: dataset[epoch].tokens(rows))

@@ -1,0 +1,1 @@
+"""What to do, and what to leave behind, when a step goes wrong."""

@@ -16,6 +16,8 @@ import yaml
 from conftest import ROOT, settings
 from safetensors.torch import load_file
 
+from train.run.metrics import MEASURED
+
 pytestmark = pytest.mark.program
 
 ENVIRONMENT = {
@@ -63,7 +65,7 @@ def config(tiny_model: Path, records: Path, tmp_path: Path) -> Path:
 
 def results(run: Path) -> tuple[list[dict], dict[str, torch.Tensor]]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    untimed = [{k: v for k, v in line.items() if k not in ("seconds", "tokens_per_second")} for line in lines]
+    untimed = [{k: v for k, v in line.items() if k not in MEASURED} for line in lines]
     return untimed, load_file(run / "adapter" / "adapter_model.safetensors")
 
 

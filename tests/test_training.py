@@ -19,9 +19,8 @@ from train.checkpoint.store import latest
 from train.config import Config, DataSource, Lora
 from train.loss import token_loss_sum
 from train.run.directory import Run
+from train.run.metrics import MEASURED
 from train.session import run_training
-
-TIMING = ("seconds", "tokens_per_second")
 
 
 def run(config: Config, *, resume: bool = False) -> Run:
@@ -31,7 +30,7 @@ def run(config: Config, *, resume: bool = False) -> Run:
 
 def metrics(run: Run) -> list[dict]:
     lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key not in TIMING} for line in lines]
+    return [{key: value for key, value in line.items() if key not in MEASURED} for line in lines]
 
 
 def adapter(run: Run) -> dict[str, torch.Tensor]:

@@ -8,6 +8,9 @@ from typing import Any
 
 from train.run.files import write_whole
 
+# What the clock and the machine say; everything else in a record is equal for equal runs, to the bit.
+MEASURED = ("seconds", "tokens_per_second", "memory_gb")
+
 
 def read_metrics(path: Path, start: int) -> list[dict[str, Any]]:
     """The records up to the step `start`; a line that a kill has cut is none."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 from typing import Any
 
 from train.checkpoint.keeper import Keeper
@@ -12,7 +13,7 @@ from train.loop import Step, train
 from train.opening import Session
 from train.run import track
 from train.run.metrics import Metrics, read_metrics
-from train.trouble.non_finite import not_finite
+from train.trouble.judge import Judge
 
 
 class Ending(enum.Enum):
@@ -26,7 +27,7 @@ def follow(session: Session) -> Ending:
     """Run the loop to its end, or to the step at which a process was asked to stop.
 
     Raises:
-        UserError: a loss or gradient is not finite; that step is not taken.
+        UserError: a step is to stop the run (train/trouble/judge.py).
     """
     parts, board, main = session.parts, session.board, session.accelerator.is_main_process
     history = History.of(read_metrics(session.run.metrics, session.start))
@@ -34,15 +35,16 @@ def follow(session: Session) -> Ending:
     metrics = Metrics(session.run.metrics, session.start) if main else None
     trackers = track.start_trackers(session.config, board.warn) if main else []
     keeper = Keeper(session.run.checkpoints, session.config.train, board.warn) if main else None
+    judge = _judge(session)
     for step in board.follow(train(parts, session.start), session.start, parts.steps.total):
         last = step.step == parts.steps.total
-        if not step.taken:
-            raise not_finite(step, parts.data[step.epoch])
+        judge.look_at(step, history)
         for record in [_record(step), *_evaluate(session, step)]:
             history.add(record)
             if metrics:
                 metrics.write(record)
-            track.log(trackers, {k: v for k, v in record.items() if k != "step"}, step.step, board.warn)
+            values = {k: v for k, v in record.items() if k != "step" and v is not None}
+            track.log(trackers, values, step.step, board.warn)
         if keeper and (last or step.stop or keeper.is_due(step.step)):
             keeper.save(step.step, parts.model, parts.optimizer, session.rope)
         session.accelerator.wait_for_everyone()
@@ -53,18 +55,30 @@ def follow(session: Session) -> Ending:
     return Ending.COMPLETE
 
 
+def _judge(session: Session) -> Judge:
+    parts, accelerator = session.parts, session.accelerator
+    own = session.run.path, accelerator.process_index, accelerator.num_processes
+    return Judge(*own, parts.settings, parts.model, parts.data, session.board.warn)
+
+
 def _record(step: Step) -> dict[str, Any]:
+    """A line of metrics.jsonl. A step that was left out says so; JSON has no number that is not finite."""
     return {
         "step": step.step,
         "epoch": step.epoch,
-        "loss": step.loss,
+        "loss": _finite(step.loss),
         "learning_rate": step.learning_rate,
-        "grad_norm": step.grad_norm,
+        "grad_norm": _finite(step.grad_norm),
         "tokens": step.tokens,
         "trained_tokens": step.trained_tokens,
         "seconds": step.seconds,
         "tokens_per_second": round(step.tokens / step.seconds, 1),
+        **({} if step.taken else {"skipped": True}),
     }
+
+
+def _finite(number: float) -> float | None:
+    return number if math.isfinite(number) else None
 
 
 def _evaluate(session: Session, step: Step) -> list[dict[str, Any]]:

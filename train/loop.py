@@ -124,11 +124,17 @@ def _micro_batch(parts: Parts, step: int, epoch: int, rows: range) -> MicroBatch
 
 
 def _scale_and_clip(trainable: Sequence[torch.nn.Parameter], trained_tokens: float, max_grad_norm: float) -> float:
-    """Turn gradients of a sum into those of the mean, and clip them; returns their norm before that."""
+    """Turn gradients of a sum into those of the mean, and clip them; returns their norm before that.
+
+    Where the norm is not finite they are left as they are: scaled by it, every gradient would look broken.
+    """
     for parameter in trainable:
         if parameter.grad is not None:
             parameter.grad.div_(trained_tokens)
-    return float(torch.nn.utils.clip_grad_norm_(trainable, max_grad_norm))
+    norm = torch.nn.utils.get_total_norm([p.grad for p in trainable if p.grad is not None])
+    if torch.isfinite(norm):
+        torch.nn.utils.clip_grads_with_norm_(trainable, max_grad_norm, norm)
+    return float(norm)
 
 
 def _learning_rate(parts: Parts, step: int) -> float:

@@ -205,8 +205,8 @@ def merge_of(run: Path) -> Merge | None:
 
 
 def progress_of(lines: list[dict[str, Any]]) -> Progress | None:
-    """The sum of a run's metrics; None where no step was taken."""
-    steps = [line for line in lines if "loss" in line]
+    """The sum of a run's metrics, without steps that were left out; None where no step was taken."""
+    steps = [line for line in lines if "loss" in line and not line.get("skipped")]
     if not steps:
         return None
     last = steps[-max(1, round(LAST_SHARE * len(steps))) :]

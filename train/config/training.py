@@ -74,10 +74,10 @@ class Train(Section):
     early_stopping_threshold: NonNegative = 0.0
     """A better evaluation is lower by more than this."""
     on_non_finite: Literal["stop", "skip"] = "stop"
-    """A loss or gradient that is not finite: stop, or leave the step out. What it was made of is kept in failures/."""
+    """A loss or gradient that is not finite: stop, or leave the step out (10 in a row at most). Details: failures/."""
     loss_spike: Positive | None = None
-    """Watch for losses above the median of the last 50 by more than this many times their usual distance from it."""
+    """Watch for losses above the median of the last 50 by more than this many times their median distance from it."""
     on_loss_spike: Literal["warn", "stop"] = "warn"
-    """What to do about one; what it was made of is written to failures/."""
+    """What to do about one. Details are in failures/; a stop leaves the checkpoint of before the spike the newest."""
     stall_minutes: Positive = 30.0
     """A process that waits so long for another ends the run, and names the one that stalled."""

@@ -12,7 +12,8 @@ class History:
     """Losses and evaluations in order.
 
     Attributes:
-        losses: of every step.
+        losses: of every step that was taken.
+        skipped_in_a_row: steps since the last one that was taken.
         evaluations: (step, loss on held-out records).
         tokens: read so far.
     """
@@ -20,6 +21,7 @@ class History:
     losses: list[float] = field(default_factory=list)
     evaluations: list[tuple[int, float]] = field(default_factory=list)
     tokens: int = 0
+    skipped_in_a_row: int = 0
 
     @classmethod
     def of(cls, records: Iterable[dict[str, Any]]) -> History:
@@ -32,7 +34,11 @@ class History:
     def add(self, record: dict[str, Any]) -> None:
         """One record more."""
         if "loss" in record:
-            self.losses.append(record["loss"])
+            if record.get("skipped"):
+                self.skipped_in_a_row += 1
+            else:
+                self.losses.append(record["loss"])
+                self.skipped_in_a_row = 0
             self.tokens += record["tokens"]
         if "validation_loss" in record:
             self.evaluations.append((record["step"], record["validation_loss"]))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import os
 import sys
+import traceback
 from collections.abc import Callable
+
+from data.secrets import Guarded, redact
 
 
 class UserError(Exception):
@@ -47,22 +51,31 @@ def _place(error: Exception) -> str:
 
 
 def exits_on_user_error(main: Callable[[], int]) -> Callable[[], int]:
-    """Wrap a command's `main`: what the user can mend goes to stderr, without a traceback; exit code 2."""
+    """Wrap a command's `main`: what the user can mend goes to stderr, without a traceback; exit code 2.
+
+    Anything else is a defect: its traceback goes there, exit code 1. No secret is in what is printed (data/secrets.py).
+    """
 
     @functools.wraps(main)
     def command() -> int:
-        try:
-            return main()
-        except UserError as error:
-            message = str(error)
-        except KeyboardInterrupt:
-            message = "interrupted"
-        except Exception as error:
-            known = disk_error(error)
-            if known is None:
-                raise
-            message = str(known)
-        print(f"error: {message}", file=sys.stderr)
-        return 2
+        with contextlib.redirect_stdout(Guarded(sys.stdout)), contextlib.redirect_stderr(Guarded(sys.stderr)):
+            return _guarded(main)
 
     return command
+
+
+def _guarded(main: Callable[[], int]) -> int:
+    try:
+        return main()
+    except UserError as error:
+        message = str(error)
+    except KeyboardInterrupt:
+        message = "interrupted"
+    except Exception as error:
+        known = disk_error(error)
+        if known is None:
+            print(redact(traceback.format_exc()), end="", file=sys.stderr)
+            return 1
+        message = str(known)
+    print(redact(f"error: {message}"), file=sys.stderr)
+    return 2

@@ -11,6 +11,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from data.errors import UserError
+from data.secrets import redact
 from evals.card_text import markdown
 from export.artefact import Artefact
 from export.card import tables, training
@@ -52,8 +53,8 @@ def write_card(run: Path, options: Options, output: Path | None) -> tuple[Facts,
 
 
 def render(facts: Facts) -> str:
-    """The whole text, metadata first."""
-    return with_metadata(metadata(facts), _body(facts))
+    """The whole text, metadata first, without secrets (data/secrets.py)."""
+    return redact(with_metadata(metadata(facts), _body(facts)))
 
 
 def inputs_of(run: Path) -> dict[str, str]:

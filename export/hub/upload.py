@@ -19,6 +19,7 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from huggingface_hub.hf_api import RepoFile
 
 from data.errors import UserError
+from data.secrets import redact
 from export.hub.publish import MAIN, Destination, Say, Upload
 
 # Bytes sent in one commit (or one file, where it is larger): what an interruption can cost, where the hub's storage
@@ -186,6 +187,6 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def redacted(text: str) -> str:
-    """A text without the token in use, and without anything that looks like one."""
+    """A text without the token in use, and without anything that looks like one or is another secret."""
     token = get_token()
-    return ANY_TOKEN.sub("(token)", text.replace(token, "(token)") if token else text)
+    return redact(ANY_TOKEN.sub("(token)", text.replace(token, "(token)") if token else text))

@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from data.errors import UserError
+from data.secrets import is_secret_name, secrets_in
 from train.config import Config
 
 
@@ -27,7 +28,14 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def validate(settings: dict[str, Any], where: str) -> Config:
-    """The Config that `settings` spell out, or one UserError with every mistake in them."""
+    """The Config that `settings` spell out, or one UserError with every mistake in them.
+
+    A secret among them is one, wherever it stands: what is in a config is copied into every run directory and tracker.
+    """
+    secrets = "".join(f"\n     {key}: {what}" for key, what in secrets_in(settings))
+    if secrets:
+        todo = "take it out and put it into the environment (HF_TOKEN, WANDB_API_KEY ...), or log in once"
+        raise UserError(where, f"a secret does not belong into a config:{secrets}", todo)
     try:
         return Config.model_validate(settings)
     except ValidationError as error:
@@ -154,12 +162,20 @@ def _describe(mistake: Any) -> str:
     """One line: the key, what was found, what to do."""
     key = ".".join(str(part) for part in mistake["loc"] if part not in ("all-linear", "tuple[str, ...]"))
     if mistake["type"] == "extra_forbidden":
-        near = nearest_key(key)
-        return f"{key}: unknown key" + (f"; did you mean {near}?" if near else "")
+        return f"{key}: unknown key{_hint(key)}"
     if mistake["type"] == "missing":
         return f"{key}: missing"
     problem = mistake["msg"].removeprefix("Value error, ")
     return f"{key or 'config'} = {mistake['input']!r}: {problem[:1].lower()}{problem[1:]}"
+
+
+def _hint(key: str) -> str:
+    last, near = key.rsplit(".", 1)[-1], nearest_key(key)
+    if last == "trust_remote_code":
+        return "; it is off: no code that comes with a model, a tokenizer or a dataset is run"
+    if is_secret_name(last):
+        return "; no secret belongs into a config: put it into the environment (HF_TOKEN, WANDB_API_KEY ...)"
+    return f"; did you mean {near}?" if near else ""
 
 
 def nearest_key(key: str) -> str | None:

@@ -11,13 +11,14 @@ import transformers
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from data.secrets import redact
 from train.loop import Step
 
 LINE_EVERY = 10.0  # seconds between lines where there is no terminal
 
 
 class Board:
-    """The console of the main process; the other processes' boards are silent."""
+    """The console of the main process; the other processes' boards are silent. It shows no secret (data/secrets.py)."""
 
     def __init__(self, visible: bool) -> None:
         self.console = Console(quiet=not visible, highlight=False)
@@ -25,11 +26,12 @@ class Board:
     def say(self, *lines: object) -> None:
         """Print what the run is about to do or has done."""
         for line in lines:
-            self.console.print(line, soft_wrap=isinstance(line, str), markup=False)
+            is_text = isinstance(line, str)
+            self.console.print(redact(line) if is_text else line, soft_wrap=is_text, markup=False)
 
     def warn(self, message: str) -> None:
         """Print what went wrong without stopping the run."""
-        self.console.print("warning:", message, style="yellow", soft_wrap=True, markup=False)
+        self.console.print("warning:", redact(message), style="yellow", soft_wrap=True, markup=False)
 
     def follow(self, steps: Iterable[Step], start: int, total: int) -> Iterator[Step]:
         """Pass the steps on, showing each."""

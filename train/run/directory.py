@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from data.errors import UserError
+from data.secrets import redacted
 from train.config import Config
 from train.config.read import final_config, validate
 from train.run.files import write_whole
@@ -71,10 +72,10 @@ class Run:
         return self.path / "cache"
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
-        """Write a JSON file under the run directory, whole or not at all."""
+        """Write a JSON file under the run directory, whole or not at all, and without secrets."""
         path = self.path / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps(content, indent=2, default=str) + "\n")
+        write_whole(path, json.dumps(redacted(content), indent=2, default=str) + "\n")
 
 
 def open_run(path: Path) -> tuple[Run, Config]:

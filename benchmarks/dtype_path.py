@@ -29,6 +29,7 @@ from train.evaluate.loss import validation_loss
 from train.loss import token_loss_sum
 from train.model.adapter import attach_adapter
 from train.model.base import checkpoint_activations, load_base, load_tokenizer
+from train.model.dropout import install_draws
 from train.optim import build_optimizer
 from train.recipe import open_data
 from train.run.console import quiet_libraries
@@ -67,13 +68,14 @@ def train_curve(
     model = attach_adapter(base, config.lora, seed=0)
     if config.train.gradient_checkpointing:
         checkpoint_activations(base.model)
+    draws = install_draws(model, dropout_seed)
     optimizer = build_optimizer([p for p in model.parameters() if p.requires_grad], config.train)
     model.train()
     losses, seconds = [], []
     for step in range(steps):
         began = time.perf_counter()
-        torch.manual_seed(1000 * dropout_seed + step)
         batch = rows[0].batch([step % len(rows[0])]).to(device_here())
+        draws.point(step, batch.keys, batch.lengths)
         with torch.autocast(batch.input_ids.device.type, torch.bfloat16, enabled=residual_in_float32):
             loss = token_loss_sum(base.model, batch) / batch.trained_tokens
         loss.backward()

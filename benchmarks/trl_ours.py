@@ -17,6 +17,7 @@ from train.config.read import validate
 from train.loop import Parts, train
 from train.model.adapter import attach_adapter
 from train.model.base import checkpoint_activations, load_base, load_tokenizer
+from train.model.dropout import install_draws
 from train.optim import build_optimizer
 from train.ranks.processes import start_processes
 from train.recipe import open_data
@@ -51,7 +52,8 @@ def build_parts(job: Job, accelerator: Accelerator) -> Parts:
     size = config.train.per_device_train_batch_size
     topology = Topology(0, 1, job.accumulation * size, size)
     steps = Steps(data.size, topology.rows_per_step, job.steps)
-    return Parts(model, optimizer, data, steps, topology, config.train, accelerator)
+    draws = install_draws(model, config.train.seed)
+    return Parts(model, optimizer, data, steps, topology, config.train, accelerator, draws)
 
 
 def open_rows(config: Config, cache: Path) -> Dataset:

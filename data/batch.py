@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from data.hashing import mixed
 from data.tokens import IGNORED, Example
 
 
@@ -25,12 +26,16 @@ class Batch:
         input_ids: int64, shape (1, tokens).
         labels: int64, shape (1, tokens): the id itself where it is trained, IGNORED elsewhere.
         position_ids: int64, shape (1, tokens), from 0 in each document.
+        keys: int64, shape (1, tokens): which token of which document each one is, as 64 well-mixed bits (`token_keys`).
+            What is drawn for a token while training (train/model/dropout.py) is drawn by its key, and so is the same
+            in whatever row, micro-batch or process it is.
         boundaries: where documents begin and the last one ends: (0, n0, n0 + n1, ..., tokens).
     """
 
     input_ids: torch.Tensor
     labels: torch.Tensor
     position_ids: torch.Tensor
+    keys: torch.Tensor
     boundaries: tuple[int, ...]
 
     @property
@@ -41,17 +46,45 @@ class Batch:
     def trained_tokens(self) -> int:
         return int((self.labels != IGNORED).sum())
 
+    @property
+    def lengths(self) -> torch.Tensor:
+        """For each token the number of tokens in its document, int64, shape (1, tokens)."""
+        lengths = torch.tensor(self.boundaries, device=self.keys.device).diff()
+        return lengths.repeat_interleave(lengths, output_size=self.tokens)[None]
+
     def to(self, device: torch.device) -> Batch:
-        ids, labels, positions = (t.to(device) for t in (self.input_ids, self.labels, self.position_ids))
-        return Batch(ids, labels, positions, self.boundaries)
+        rows = (t.to(device) for t in (self.input_ids, self.labels, self.position_ids, self.keys))
+        return Batch(*rows, boundaries=self.boundaries)
 
 
-def collate(documents: Iterable[Example], positions: Sequence[np.ndarray] | None = None) -> Batch:
-    """Concatenate documents into one Batch; each document's positions are 0, 1, ... unless they are given."""
+def collate(
+    documents: Iterable[Example],
+    positions: Sequence[np.ndarray] | None = None,
+    names: Iterable[tuple[int, int]] | None = None,
+) -> Batch:
+    """Concatenate documents into one Batch.
+
+    Args:
+        documents: at least one.
+        positions: of each document's tokens, each of shape (tokens of the document,); without them 0, 1, ...
+        names: what tells each document from the others, and one copy of it from the next: two numbers. Without them
+            the documents are numbered as they come.
+    """
     documents = list(documents)
     ids = np.concatenate([document.ids for document in documents]).astype(np.int64)
     trained = np.concatenate([document.trained for document in documents])
     places = np.concatenate(positions or [np.arange(len(document)) for document in documents])
+    names = names or ((number, 0) for number in range(len(documents)))
+    keys = np.concatenate([token_keys(*name, len(one)) for name, one in zip(names, documents, strict=True)])
     boundaries = np.cumsum([0, *(len(document) for document in documents)]).tolist()
-    rows = (torch.from_numpy(a)[None] for a in (ids, np.where(trained, ids, IGNORED), places))
+    rows = (torch.from_numpy(a)[None] for a in (ids, np.where(trained, ids, IGNORED), places, keys))
     return Batch(*rows, boundaries=tuple(boundaries))
+
+
+def token_keys(document: int, copy: int, length: int) -> np.ndarray:
+    """A key for each token of a document: a hash of the document, the copy and the token's place. int64, (length,).
+
+    The place is counted from the document's beginning, whatever positions the model is told.
+    """
+    start = mixed(mixed(np.array([document]), "document") + np.uint64(copy), "copy")
+    return mixed(start + np.arange(length, dtype=np.uint64), "token").view(np.int64)

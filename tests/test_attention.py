@@ -48,7 +48,7 @@ def test_packed_equals_each_document_alone() -> None:
     positions = torch.cat([torch.arange(7), torch.arange(12)])[None]
     ids = torch.cat([first, second], dim=1)
     with torch.no_grad():
-        packed = ours(**inputs(Batch(ids, ids, positions, (0, 7, 19)))).logits
+        packed = ours(**inputs(Batch(ids, ids, positions, positions, (0, 7, 19)))).logits
         alone = torch.cat([plain(first).logits, plain(second).logits], dim=1)
     torch.testing.assert_close(packed, alone, rtol=1e-4, atol=1e-5)
 

@@ -13,7 +13,7 @@ from peft.tuners.lora.bnb import Linear4bit as PeftLinear4bit
 from train.config import Lora, Model, Quantization
 from train.model.adapter import attach_adapter
 from train.model.base import load_base, load_tokenizer
-from train.model.fused import FusedLinear4bit, draw_dropped
+from train.model.fused import FusedLinear4bit
 
 CPU = torch.device("cpu")
 
@@ -91,59 +91,3 @@ def test_an_evaluation_leaves_gradients_as_they_were(tiny_model: Path, ids: torc
     model.train()
     after = gradients(model, ids)
     assert all(torch.equal(before[name], after[name]) for name in before)
-
-
-@pytest.mark.parametrize("rate", [0.05, 0.1, 0.5])
-def test_dropout_spares_the_asked_share(rate: float) -> None:
-    torch.manual_seed(0)
-    x = torch.ones(1000, 200)
-    dropped = draw_dropped(x, rate)
-    assert dropped is not None
-    spared = 1 - len(dropped.unique()) / x.numel()
-    assert spared == pytest.approx(1 - rate, abs=5e-3)
-
-
-def test_dropout_is_unbiased_and_matches_its_gradient(tiny_model: Path, ids: torch.Tensor) -> None:
-    """Averaged over many draws, output and gradient are those without dropout."""
-    model = attach_adapter(base(tiny_model), Lora(r=4, lora_dropout=0.2), seed=0)
-    randomize(model)
-    layer = next(m for m in model.modules() if isinstance(m, FusedLinear4bit))
-    x = torch.randn(8, layer.in_features)
-    weight = layer.lora_A["default"].weight
-
-    def run() -> tuple[torch.Tensor, torch.Tensor]:
-        weight.grad = None
-        y = layer(x)
-        y.sum().backward()
-        assert weight.grad is not None
-        return y.detach(), weight.grad.clone()
-
-    layer.eval()
-    exact = run()
-    layer.train()
-    torch.manual_seed(0)
-    draws = [run() for _ in range(2000)]
-    for index in range(2):
-        mean = torch.stack([draw[index] for draw in draws]).mean(0)
-        scale = exact[index].abs().mean()
-        assert (mean - exact[index]).abs().mean() < 0.03 * scale
-
-
-def test_gradient_under_dropout_is_that_of_the_function(tiny_model: Path) -> None:
-    """With the same seed the layer is a fixed function; finite differences in float32 see the same slope."""
-    model = attach_adapter(base(tiny_model), Lora(r=4, lora_dropout=0.3), seed=0)
-    randomize(model)
-    layer = next(m for m in model.modules() if isinstance(m, FusedLinear4bit))
-    layer.train()
-    x = torch.randn(5, layer.in_features, requires_grad=True)
-    direction, probe = torch.randn_like(x), torch.randn(5, layer.out_features)
-
-    def loss(point: torch.Tensor) -> torch.Tensor:
-        torch.manual_seed(3)
-        return (layer(point) * probe).sum()
-
-    (slope,) = torch.autograd.grad(loss(x), x)
-    with torch.no_grad():
-        step = 1e-2
-        measured = (loss(x + step * direction) - loss(x - step * direction)) / (2 * step)
-    assert float((slope * direction).sum()) == pytest.approx(float(measured), rel=1e-3, abs=1e-2)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -66,10 +67,10 @@ def test_the_gradient_follows_a_factor_on_the_loss(model: LlamaForCausalLM) -> N
 
 def test_packed_loss_is_the_sum_of_the_documents_losses(model: LlamaForCausalLM) -> None:
     batch = batch_of(20, 13, 5)
-    ends = batch.boundaries
+    rows = batch.input_ids, batch.labels, batch.position_ids, batch.keys
     alone = [
-        Batch(*(t[:, start:end] for t in (batch.input_ids, batch.labels, batch.position_ids)), (0, end - start))
-        for start, end in itertools.pairwise(ends)
+        Batch(*(row[:, start:end] for row in rows), boundaries=(0, end - start))
+        for start, end in itertools.pairwise(batch.boundaries)
     ]
     with torch.no_grad():
         packed, apart = token_loss_sum(model, batch), sum(token_loss_sum(model, one) for one in alone)
@@ -78,6 +79,6 @@ def test_packed_loss_is_the_sum_of_the_documents_losses(model: LlamaForCausalLM)
 
 def test_nothing_trained_is_a_loss_of_zero(model: LlamaForCausalLM) -> None:
     batch = batch_of(9)
-    batch = Batch(batch.input_ids, torch.full_like(batch.labels, -100), batch.position_ids, batch.boundaries)
+    batch = replace(batch, labels=torch.full_like(batch.labels, -100))
     with torch.no_grad():
         assert float(token_loss_sum(model, batch)) == 0.0

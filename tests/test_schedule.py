@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.schedule import Topology, dropout_seed, end_at_tokens, learning_rate, plan_steps
+from train.schedule import Topology, end_at_tokens, learning_rate, plan_steps
 
 
 def test_warmup_rises_to_the_peak_and_never_starts_at_zero() -> None:
@@ -52,9 +52,3 @@ def test_part_of_an_epoch_and_max_steps() -> None:
 def test_a_run_ends_with_the_step_that_reaches_its_tokens(max_tokens: int, total: int) -> None:
     steps = plan_steps(lambda _: 10, 2, 2, None)
     assert end_at_tokens(steps, max_tokens, lambda epoch, rows: 10 * len(rows)).total == total
-
-
-def test_dropout_seeds_differ_by_step_and_micro_batch() -> None:
-    seeds = {dropout_seed(seed, step, number) for seed in range(3) for step in range(5) for number in range(5)}
-    assert len(seeds) == 75
-    assert all(0 <= seed < 2**63 for seed in seeds)

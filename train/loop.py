@@ -1,8 +1,9 @@
 """The training loop. One optimizer step per item; read this page first.
 
-Rows, learning rate and dropout are functions of the step (schedule.py), so nothing has to be restored but the adapter
-and the optimizer's moments. Losses and gradients are sums over tokens until one division by the number of trained
-tokens of the whole step: over micro-batches, processes and packed documents, every token weighs the same.
+Rows and learning rate are functions of the step (schedule.py), dropout of the step and the document (model/dropout.py):
+nothing has to be restored but the adapter and the optimizer's moments. Losses and gradients are sums over tokens until
+one division by the number of trained tokens of the whole step: over micro-batches, processes and packed documents,
+every token weighs the same.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from peft import PeftModel
 from data.dataset import Dataset
 from train.config import Train
 from train.loss import token_loss_sum
+from train.model.dropout import Draws
 from train.ranks.processes import sum_gradients, sum_numbers
 from train.ranks.pulse import Pulse, Silent
-from train.schedule import Steps, Topology, dropout_seed, learning_rate
+from train.schedule import Steps, Topology, learning_rate
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class Parts:
     """All that a run consists of.
 
     Attributes:
+        draws: what dropout is drawn by in this model.
         wants_to_stop: whether this process was asked to stop.
         pulse: is told what this process does.
     """
@@ -83,6 +86,7 @@ class Parts:
     topology: Topology
     settings: Train
     accelerator: Accelerator
+    draws: Draws
     wants_to_stop: Callable[[], bool] = bool  # bool() is False: nobody asks
     pulse: Pulse = field(default_factory=Silent)
 
@@ -117,7 +121,7 @@ def train(parts: Parts, start: int = 0) -> Iterator[Step]:
 def _micro_batch(parts: Parts, step: int, epoch: int, rows: range) -> MicroBatch:
     """Backward through some rows: their gradients are added to those that are there."""
     batch = parts.data[epoch].batch(rows).to(parts.accelerator.device)
-    torch.manual_seed(dropout_seed(parts.settings.seed, step, rows.start))
+    parts.draws.point(step, batch.keys, batch.lengths)
     loss = token_loss_sum(parts.model.get_base_model(), batch)  # pyright: ignore[reportArgumentType]
     loss.backward()
     return MicroBatch(tuple(rows), float(loss.detach()), batch.tokens, batch.trained_tokens)

@@ -18,6 +18,7 @@ from train.loop import Parts
 from train.model.adapter import attach_adapter
 from train.model.attention import check_isolation
 from train.model.base import Base, check_positions, checkpoint_activations, load_base, load_tokenizer
+from train.model.dropout import install_draws
 from train.model.tokenizer_check import tell_tokenizer
 from train.optim import build_optimizer
 from train.plan import describe, estimate
@@ -63,6 +64,7 @@ def open_session(config: Config, run: Run, accelerator: Accelerator, board: Boar
     board.say(*summary_of(report), *describe(plan, spec))
 
     base, model = _open_model(config, accelerator, board)
+    draws = install_draws(model, config.train.seed, config.train.neftune_noise_alpha)
     optimizer = build_optimizer([p for p in model.parameters() if p.requires_grad], config.train)
     checkpoint = latest(run.checkpoints)
     start = load_checkpoint(checkpoint, model, optimizer) if checkpoint else 0
@@ -75,7 +77,7 @@ def open_session(config: Config, run: Run, accelerator: Accelerator, board: Boar
         counts = {"steps": steps.total, "rows_per_step": topology.rows_per_step}
         run.write_json("data.json", report.to_json() | {"encoding": dataset.encoding})
         run.write_json("plan.json", {**plan.to_json(), **counts, "rope": rope})
-    parts = Parts(model, optimizer, dataset, steps, topology, config.train, accelerator, wants_to_stop, Silent())
+    parts = Parts(model, optimizer, dataset, steps, topology, config.train, accelerator, draws, wants_to_stop, Silent())
     return Session(config, run, accelerator, board, parts, dataset.validation(), spec, start)
 
 

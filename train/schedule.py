@@ -1,8 +1,7 @@
-"""Pure functions of the step: which rows, which learning rate, which seed. A resumed run has nothing to restore."""
+"""Pure functions of the step: which rows, which learning rate. A resumed run has nothing to restore."""
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -24,12 +23,6 @@ def learning_rate(step: int, total: int, peak: float, warmup_ratio: float, shape
     if shape == "cosine":
         return peak * 0.5 * (1.0 + math.cos(math.pi * progress))
     return peak * (1.0 - progress) if shape == "linear" else peak
-
-
-def dropout_seed(seed: int, step: int, micro_batch: int) -> int:
-    """A 63-bit seed for one micro-batch, counted over all ranks; the same however they are spread."""
-    digest = hashlib.sha256(f"{seed}/{step}/{micro_batch}".encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 1
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,14 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 from transformers import AttentionInterface, PreTrainedModel
 
-from data.batch import Batch
+from data.batch import Batch, collate
 from data.errors import UserError
+from data.tokens import Example
 
 NAME = "packed_sdpa"
 
@@ -86,9 +88,8 @@ def check_isolation(model: PreTrainedModel, length: int = 24) -> None:
 
 
 def _second_document_logits(model: Any, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    ids = torch.cat([first, second])[None]
-    positions = torch.cat([torch.arange(len(first)), torch.arange(len(second))])[None]
-    batch = Batch(ids, ids, positions, (0, len(first), len(first) + len(second))).to(model.device)
+    documents = [Example(one.numpy(), np.ones(len(one), dtype=bool)) for one in (first, second)]
+    batch = collate(documents).to(model.device)
     return model(**inputs(batch)).logits[0, len(first) :].float()
 
 

@@ -5,9 +5,9 @@ the adapter's work, partly in float32. Here one function computes
 
     y = x W^T + s * drop(x) A^T B^T
 
-and keeps x (shared by the layers that read it), which elements were dropped, and the rank-r middle: W is dequantized
-again in the backward pass, and drop(x) is remade. A and B stay float32, as masters for the optimizer, and are
-rounded to the activations' type for the products; the residual stream stays in that type (bfloat16).
+and keeps x (shared by the layers that read it), which elements were dropped (`train/model/dropout.py`), and the rank-r
+middle: W is dequantized again in the backward pass, and drop(x) is remade. A and B stay float32, as masters for the
+optimizer, and are rounded to the activations' type for the products; the residual stream stays in that type (bfloat16).
 
 The layer is a subclass of peft's, entered through its registry of custom modules, so that names, saving, loading and
 merging are peft's own.
@@ -15,7 +15,6 @@ merging are peft's own.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -23,6 +22,8 @@ from bitsandbytes.functional import QuantState, dequantize_4bit
 from bitsandbytes.nn.modules import Linear4bit
 from peft import LoraConfig
 from peft.tuners.lora.bnb import Linear4bit as PeftLinear4bit
+
+from train.model.dropout import DocumentDropout
 
 
 def use_fused_layers(config: LoraConfig) -> LoraConfig:
@@ -39,34 +40,38 @@ class FusedLinear4bit(PeftLinear4bit):
         if args or kwargs or torch.is_autocast_enabled(x.device.type) or not self._is_plain_lora():
             return super().forward(x, *args, **kwargs)
         (name,) = self.active_adapters
-        dropout = self.lora_dropout[name]
-        rate = float(dropout.p) if self.training and isinstance(dropout, torch.nn.Dropout) else 0.0
+        dropout, scaling, dropped = self.lora_dropout[name], self.scaling[name], None
+        if self.training and isinstance(dropout, DocumentDropout):
+            dropped, scaling = dropout.dropped(x), scaling * dropout.scale(x.shape[-1])
         base: Any = self.get_base_layer()
         y = _Fused.apply(
             x, self.lora_A[name].weight, self.lora_B[name].weight,
-            base.weight, base.weight.quant_state, self.scaling[name], rate,
+            base.weight, base.weight.quant_state, scaling, dropped,
         )  # fmt: skip
         return y if base.bias is None else y + base.bias.to(y.dtype)
 
     def _is_plain_lora(self) -> bool:
         active = self.active_adapters
         alone = len(active) == 1 and active[0] in self.lora_A and active[0] not in self.lora_variant
-        return alone and not self.disable_adapters and not self.merged
+        return alone and not self.disable_adapters and not self.merged and not self._drops_as_torch_does(active[0])
+
+    def _drops_as_torch_does(self, name: str) -> bool:
+        dropout = self.lora_dropout[name]
+        return self.training and not isinstance(dropout, (DocumentDropout, torch.nn.Identity))
 
 
 class _Fused(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor,
-        packed: torch.Tensor, state: QuantState, scaling: float, rate: float,
+        packed: torch.Tensor, state: QuantState, scaling: float, dropped: torch.Tensor | None,
     ) -> torch.Tensor:  # fmt: skip
         flat = x.reshape(-1, x.shape[-1])
-        dropped = draw_dropped(flat, rate)
-        middle = _drop(flat.clone(), dropped) @ a.to(x.dtype).T if rate else flat @ a.to(x.dtype).T
+        middle = _spared(flat, dropped) @ a.to(x.dtype).T
         y = flat @ _dequantized(packed, state, x.dtype).T
-        y.addmm_(middle, b.to(x.dtype).T, alpha=scaling / (1.0 - rate))
+        y.addmm_(middle, b.to(x.dtype).T, alpha=scaling)
         ctx.save_for_backward(flat, dropped, middle, a, b, packed)
-        ctx.state, ctx.scaling = state, scaling / (1.0 - rate)
+        ctx.state, ctx.scaling = state, scaling
         return y.view(*x.shape[:-1], y.shape[-1])
 
     @staticmethod
@@ -75,7 +80,7 @@ class _Fused(torch.autograd.Function):
         shape, dy = grads[0].shape, grads[0].reshape(-1, grads[0].shape[-1])
         d_middle = (dy @ b.to(x.dtype)).mul_(ctx.scaling)
         db = (dy.T @ middle).to(b.dtype).mul_(ctx.scaling)
-        da = d_middle.T @ (x if dropped is None else _drop(x.clone(), dropped))
+        da = d_middle.T @ _spared(x, dropped)
         dx = None
         if ctx.needs_input_grad[0]:
             dx = _drop(d_middle @ a.to(x.dtype), dropped)
@@ -89,21 +94,13 @@ def _dequantized(packed: torch.Tensor, state: QuantState, dtype: torch.dtype) ->
     return dequantize_4bit(packed, state).to(dtype)
 
 
-def draw_dropped(x: torch.Tensor, rate: float) -> torch.Tensor | None:
-    """Flat indices of the elements of `x` that dropout sets to zero; None where it drops nothing.
-
-    k = -n ln(1 - rate) indices are drawn with replacement, so each of the n elements is spared with probability
-    (1 - 1/n)^k = 1 - rate. At the usual rates this touches a few percent of the elements where a Bernoulli mask
-    draws, stores and multiplies all of them: on a CPU it takes a twentieth of the time.
-    """
-    if rate == 0.0:
-        return None
-    count = round(-x.numel() * math.log1p(-rate))
-    return torch.randint(x.numel(), (count,), device=x.device)
+def _spared(x: torch.Tensor, dropped: torch.Tensor | None) -> torch.Tensor:
+    """A copy of `x` without the dropped elements; `x` itself where there are none."""
+    return x if dropped is None else _drop(x.clone(), dropped)
 
 
 def _drop(x: torch.Tensor, dropped: torch.Tensor | None) -> torch.Tensor:
-    """`x` with the given elements set to zero, in place; the scale 1/(1 - rate) is folded into the adapter's."""
+    """`x` with the given elements set to zero, in place; the scale of the rest is folded into the adapter's."""
     if dropped is not None:
         x.view(-1).index_fill_(0, dropped, 0.0)
     return x

@@ -96,8 +96,8 @@ def test_resumed_in_any_stage_it_equals_a_run_without_a_break(
     whole = run(staged("whole"))
     save = Keeper.save
 
-    def die(keeper, step: int, *parts) -> None:
-        save(keeper, step, *parts)
+    def die(keeper, step: int, *parts, **options) -> None:
+        save(keeper, step, *parts, **options)
         if keeper.folder.parent.name == killed_after and step == 1:
             raise KeyboardInterrupt
 

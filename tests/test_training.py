@@ -123,16 +123,20 @@ def test_an_unfinished_checkpoint_is_not_taken_for_a_whole_one(config, monkeypat
     assert not list(parts.checkpoints.glob(".*"))
 
 
-def test_a_damaged_checkpoint_is_named(config, monkeypatch) -> None:
-    stop_after(2, monkeypatch)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(config, monkeypatch, capsys) -> None:
+    whole = run(config("whole"))
+    stop_after(5, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
-        run(config())
-    newest = latest(Run(config().run_dir).checkpoints)
+        run(config("parts"))
+    newest = latest(Run(config("parts").run_dir).checkpoints)
     assert newest is not None
     (newest / "optimizer.safetensors").write_bytes(b"broken")
     monkeypatch.undo()
-    with pytest.raises(UserError, match=r"step-000002: damaged"):
-        run(config(), resume=True)
+    assert_same_run(whole, run(config("parts"), resume=True))
+    shown = capsys.readouterr().out
+    assert "step-000004 is damaged: optimizer.safetensors has 6 bytes, not " in shown
+    assert "resuming after step 2 from" in shown
+    assert (newest.parent / "damaged-step-000004" / "optimizer.safetensors").read_bytes() == b"broken"
 
 
 def test_a_finished_run_is_left_alone(config) -> None:

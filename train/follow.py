@@ -32,9 +32,10 @@ def follow(session: Session) -> Ending:
     parts, board, main = session.parts, session.board, session.accelerator.is_main_process
     history = History.of(read_metrics(session.run.metrics, session.start))
     session.accelerator.wait_for_everyone()  # the history is read before the main process drops what came later
-    metrics = Metrics(session.run.metrics, session.start) if main else None
+    metrics = Metrics(session.run.metrics, session.start, board.warn) if main else None
     trackers = track.start_trackers(session.config, board.warn) if main else []
-    keeper = Keeper(session.run.checkpoints, session.config.train, board.warn) if main else None
+    # A checkpoint must not be there without the lines of its steps.
+    keeper = Keeper(session.run.checkpoints, session.config.train, board.warn, metrics.settle) if metrics else None
     judge = _judge(session)
     for step in board.follow(train(parts, session.start), session.start, parts.steps.total):
         last = step.step == parts.steps.total
@@ -46,7 +47,7 @@ def follow(session: Session) -> Ending:
             values = {k: v for k, v in record.items() if k != "step" and v is not None}
             track.log(trackers, values, step.step, board.warn)
         if keeper and (last or step.stop or keeper.is_due(step.step)):
-            keeper.save(step.step, parts.model, parts.optimizer, session.rope)
+            keeper.save(step.step, parts.model, parts.optimizer, session.rope, final=last or step.stop)
         session.accelerator.wait_for_everyone()
         if step.stop and not last:
             track.finish(trackers, board.warn)

@@ -12,7 +12,8 @@ from data.prepare.make import conversations
 from data.report.tell import summary_of
 from data.rows import Rows
 from data.tokens import Encoder
-from train.checkpoint.store import latest, load_checkpoint
+from train.checkpoint.choose import choose_checkpoint
+from train.checkpoint.store import load_checkpoint
 from train.config import Config
 from train.loop import Parts
 from train.model.adapter import attach_adapter
@@ -66,7 +67,7 @@ def open_session(config: Config, run: Run, accelerator: Accelerator, board: Boar
     base, model = _open_model(config, accelerator, board)
     draws = install_draws(model, config.train.seed, config.train.neftune_noise_alpha)
     optimizer = build_optimizer([p for p in model.parameters() if p.requires_grad], config.train)
-    checkpoint = latest(run.checkpoints)
+    checkpoint = choose_checkpoint(run.checkpoints, accelerator, board.warn)
     start = load_checkpoint(checkpoint, model, optimizer) if checkpoint else 0
     if checkpoint:
         board.say(f"resuming after step {start} from {checkpoint}")

@@ -19,6 +19,7 @@ from train.model.base import check_positions
 from train.recipe import sources_of
 from train.run.console import Board
 from train.run.directory import Run
+from train.run.folders import written_aside
 from train.run.resume import claim, record_start
 from train.session import run_training
 from train.stopping import Stopping
@@ -70,9 +71,6 @@ def _changes(sections: dict[str, dict[str, Any]]) -> str:
 
 
 def _publish(last: Run, run: Run) -> None:
-    """The last stage's adapter is the run's; copied aside, then renamed."""
-    aside = run.path / ".adapter.partial"
-    shutil.rmtree(aside, ignore_errors=True)
-    shutil.copytree(last.adapter, aside)
-    shutil.rmtree(run.adapter, ignore_errors=True)
-    aside.rename(run.adapter)
+    """The last stage's adapter is the run's."""
+    with written_aside(run.adapter) as aside:
+        shutil.copytree(last.adapter, aside, dirs_exist_ok=True)

@@ -1,9 +1,12 @@
-"""Checkpoints: save, find the newest, load, prune. Written aside, then renamed: what has its name is whole."""
+"""Checkpoints: save, load, prune. Written aside, then renamed: what has its name is whole, or was damaged later.
+
+A checkpoint is the adapter and the optimizer's moments, in safetensors and JSON, and a manifest. Nothing in it depends
+on the number of processes, and nothing is read that could run code.
+"""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,11 +16,14 @@ from peft import PeftModel, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 from data.errors import UserError
+from train.checkpoint.manifest import write_manifest
 from train.optim import optimizer_state, restore_optimizer
 from train.rope.check import verify
 from train.rope.spec import RopeSpec
+from train.run.folders import remove, written_aside
 
 _PREFIX = "step-"
+_ADAPTER, _OPTIMIZER, _STATE = NEEDED = ("adapter_model.safetensors", "optimizer.safetensors", "state.json")
 
 
 def save_adapter(folder: Path, model: PeftModel, rope: RopeSpec) -> None:
@@ -25,65 +31,84 @@ def save_adapter(folder: Path, model: PeftModel, rope: RopeSpec) -> None:
 
     Raises:
         UserError: the live model no longer has the rope it was loaded with.
+        OSError, SafetensorError: it cannot be written.
     """
-    partial = _begin(folder)
-    _write_adapter(partial, model, rope)
-    _publish(partial, folder)
+    with written_aside(folder) as aside:
+        _write_adapter(aside, model, rope)
 
 
 def save_checkpoint(
     folder: Path, step: int, model: PeftModel, optimizer: torch.optim.Optimizer, rope: RopeSpec
 ) -> Path:
-    """Write what resuming after `step` finished steps needs, as `folder/step-NNNNNN`."""
-    final = folder / f"{_PREFIX}{step:06d}"
-    partial = _begin(final)
-    _write_adapter(partial, model, rope)
-    tensors, values = optimizer_state(optimizer)
-    save_file(tensors, partial / "optimizer.safetensors")
-    (partial / "state.json").write_text(json.dumps({"step": step, "optimizer": values}))
-    _publish(partial, final)
+    """Write what resuming after `step` finished steps needs, as `folder/step-NNNNNN`.
+
+    Raises:
+        UserError, OSError, SafetensorError: as `save_adapter`; nothing of it is left.
+    """
+    final = place_of(folder, step)
+    with written_aside(final) as aside:
+        _write_adapter(aside, model, rope)
+        tensors, values = optimizer_state(optimizer)
+        save_file(tensors, aside / _OPTIMIZER)
+        state = {"step": step, "optimizer": values, "parameters": _names(model, optimizer)}
+        (aside / _STATE).write_text(json.dumps(state))
+        write_manifest(aside, step)
     return final
 
 
 def latest(folder: Path) -> Path | None:
-    """The newest complete checkpoint."""
-    return max(_complete(folder), key=_step, default=None)
+    """The newest checkpoint by its name, without a look at what it holds (train/checkpoint/choose.py does look)."""
+    return max(saved(folder), key=step_of, default=None)
 
 
 def load_checkpoint(checkpoint: Path, model: PeftModel, optimizer: torch.optim.Optimizer) -> int:
     """Restore adapter and optimizer in place; returns the number of finished steps.
 
     Raises:
-        UserError: the checkpoint is damaged.
+        UserError: it cannot be read, or its moments are those of other parameters.
     """
     try:
-        state: dict[str, Any] = json.loads((checkpoint / "state.json").read_text())
-        adapter = load_file(checkpoint / "adapter_model.safetensors")
-        tensors = load_file(checkpoint / "optimizer.safetensors")
+        state: dict[str, Any] = json.loads((checkpoint / _STATE).read_text())
+        adapter = load_file(checkpoint / _ADAPTER)
+        tensors = load_file(checkpoint / _OPTIMIZER)
     except Exception as error:
         todo = "remove this directory; the run then resumes from the one before it"
         raise UserError(str(checkpoint), f"damaged: {error}", todo) from None
+    if state.get("parameters") != _names(model, optimizer):
+        todo = "resume with the versions that it was saved with (environment.json)"
+        raise UserError(str(checkpoint), "its optimizer has other parameters, or in another order, than this one", todo)
     set_peft_model_state_dict(model, adapter)
     restore_optimizer(optimizer, tensors, state["optimizer"])
     return int(state["step"])
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints, and what interrupted saves left."""
-    for leftover in folder.glob(".*.partial"):
+def clear_leftovers(folder: Path) -> None:
+    """Remove what interrupted saves left."""
+    for leftover in folder.glob(f".{_PREFIX}*.partial"):
         shutil.rmtree(leftover)
-    for old in sorted(_complete(folder), key=_step)[:-keep]:
-        doomed = old.with_name(f".{old.name}.partial")
-        old.rename(doomed)
-        shutil.rmtree(doomed)
 
 
-def _complete(folder: Path) -> list[Path]:
-    return [path for path in folder.glob(f"{_PREFIX}*") if path.is_dir() and path.name[len(_PREFIX) :].isdigit()]
+def prune(folder: Path, keep: int, best: int | None = None) -> None:
+    """Remove all but the newest `keep` checkpoints and that of the step `best`; what was set aside as damaged stays."""
+    for old in saved(folder)[:-keep]:
+        if step_of(old) != best:
+            remove(old)
 
 
-def _step(checkpoint: Path) -> int:
+def saved(folder: Path) -> list[Path]:
+    """The checkpoints, oldest first."""
+    found = (path for path in folder.glob(f"{_PREFIX}*") if path.is_dir() and path.name[len(_PREFIX) :].isdigit())
+    return sorted(found, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The finished steps that a checkpoint's name tells."""
     return int(checkpoint.name.removeprefix(_PREFIX))
+
+
+def place_of(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step is."""
+    return folder / f"{_PREFIX}{step:06d}"
 
 
 def _write_adapter(folder: Path, model: PeftModel, rope: RopeSpec) -> None:
@@ -94,18 +119,7 @@ def _write_adapter(folder: Path, model: PeftModel, rope: RopeSpec) -> None:
     rope.save(folder)
 
 
-def _begin(final: Path) -> Path:
-    partial = final.with_name(f".{final.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    return partial
-
-
-def _publish(partial: Path, final: Path) -> None:
-    """Give a finished directory its name, after its bytes are on the disk; an older one of that name gives way."""
-    for path in (*partial.iterdir(), partial):
-        descriptor = os.open(path, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
-    shutil.rmtree(final, ignore_errors=True)
-    partial.rename(final)
+def _names(model: PeftModel, optimizer: torch.optim.Optimizer) -> list[str]:
+    """The optimizer's parameters in its order, by which its state is numbered."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]

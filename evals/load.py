@@ -82,7 +82,8 @@ def load_dense(path: Path, device: torch.device) -> PreTrainedModel:
     """
     try:
         placed = "auto" if device.type == "cuda" else {"": device}
-        return AutoModelForCausalLM.from_pretrained(str(path), dtype=torch.float32, device_map=placed)
+        options = {"dtype": torch.float32, "device_map": placed, "trust_remote_code": False}
+        return AutoModelForCausalLM.from_pretrained(str(path), **options)
     except (OSError, ValueError) as error:
         raise UserError(str(path), f"cannot be loaded: {error}", "merge it again") from None
 

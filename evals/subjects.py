@@ -160,10 +160,11 @@ def _open_directory(name: str, path: Path) -> Scorer:
     """A merged, GPTQ, AWQ or any other directory, by plain transformers, with its rope checked against its config."""
     device = device_here()
     try:
-        config = AutoConfig.from_pretrained(str(path))
+        config = AutoConfig.from_pretrained(str(path), trust_remote_code=False)
         quantized = getattr(config, "quantization_config", None) is not None
         dtype = "auto" if quantized or device.type == "cuda" else torch.float32
-        model = AutoModelForCausalLM.from_pretrained(str(path), dtype=dtype, device_map={"": device}).eval()
+        options = {"dtype": dtype, "device_map": {"": device}, "trust_remote_code": False}
+        model = AutoModelForCausalLM.from_pretrained(str(path), **options).eval()
     except (OSError, ValueError, ImportError) as error:
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         todo = "give a directory that transformers loads"
@@ -199,5 +200,5 @@ def _windows(path: Path) -> tuple[int, int]:
     if path.suffix == ".gguf":
         with closing(_open_gguf(path)) as scorer:
             return scorer.original_window, scorer.window
-    rope = read_spec(AutoConfig.from_pretrained(str(path)))
+    rope = read_spec(AutoConfig.from_pretrained(str(path), trust_remote_code=False))
     return original_window(path, rope), rope.max_position_embeddings

@@ -38,7 +38,7 @@ def main() -> int:
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     with made_aside(arguments.out.with_name(f".{arguments.out.name}.partial")) as aside:
         write(checkpoint, aside)
-        tokenizer = AutoTokenizer.from_pretrained(aside)
+        tokenizer = AutoTokenizer.from_pretrained(aside, trust_remote_code=False)
         found = judge.compare(tokenizer)
         print(f"after: {_told(tokenizer, found)}")
         if any(fidelity.differing for fidelity in found):
@@ -85,7 +85,7 @@ def require_replaceable(out: Path) -> None:
 def _before(checkpoint: Checkpoint, judge: Judge) -> str:
     """How the checkpoint's tokenizer does as transformers loads it."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder)
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=False)
         return _told(tokenizer, judge.compare(tokenizer))
     except (OSError, ValueError, TypeError, KeyError, ImportError) as error:
         return f"transformers cannot load it ({type(error).__name__})"

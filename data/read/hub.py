@@ -68,6 +68,9 @@ def _hub_error(shown: str, error: Exception) -> UserError:
     found = " ".join(str(error).split())[:400] or type(error).__name__
     if isinstance(error, ConnectionError):
         todo = "run where the hub is reached (and without HF_HUB_OFFLINE), or give a file or a directory"
+    elif "scripts are no longer supported" in found:
+        found = "it is made by a script of its own, and no code that comes with a dataset is run"
+        todo = "choose a copy of it as files (Parquet or JSON lines), such as its branch refs/convert/parquet"
     elif isinstance(error, FileNotFoundError):
         todo = "give a file that is there, or the owner/name of a dataset on the hub (a private one needs HF_TOKEN)"
     else:

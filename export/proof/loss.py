@@ -134,7 +134,7 @@ def load_quantized(path: Path) -> PreTrainedModel:
     """
     device = device_here()
     own = json.loads((path / "config.json").read_text()).get("quantization_config", {})
-    options: dict[str, Any] = {"dtype": "auto" if device.type == "cuda" else torch.float32}
+    options: dict[str, Any] = {"dtype": "auto" if device.type == "cuda" else torch.float32, "trust_remote_code": False}
     if device.type == "cpu" and (own.get("quant_method"), own.get("bits"), own.get("group_size")) == ("gptq", 4, -1):
         # Of gptqmodel's kernels for a CPU only this one takes a whole row as a group; it is not found by itself.
         options["quantization_config"] = GPTQConfig(bits=4, backend="torch")

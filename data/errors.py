@@ -20,7 +20,12 @@ class UserError(Exception):
         where: the file and line, config key or directory it was found in.
         found: what stands there.
         todo: the action that mends it.
+
+    Attributes:
+        exit_code: of a command that it ends.
     """
+
+    exit_code = 2
 
     def __init__(self, where: str, found: str, todo: str) -> None:
         super().__init__(f"{where}: {found}\n  -> {todo}")
@@ -65,10 +70,11 @@ def exits_on_user_error(main: Callable[[], int]) -> Callable[[], int]:
 
 
 def _guarded(main: Callable[[], int]) -> int:
+    code = UserError.exit_code
     try:
         return main()
     except UserError as error:
-        message = str(error)
+        message, code = str(error), error.exit_code
     except KeyboardInterrupt:
         message = "interrupted"
     except Exception as error:
@@ -78,4 +84,4 @@ def _guarded(main: Callable[[], int]) -> int:
             return 1
         message = str(known)
     print(redact(f"error: {message}"), file=sys.stderr)
-    return 2
+    return code

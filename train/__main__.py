@@ -15,17 +15,18 @@ from train.config.read import load_config, stage_configs
 from train.follow import Ending
 from train.model.base import NotAtHandError, check_positions
 from train.plan import describe, estimate
+from train.ranks.failure import told_once
 from train.ranks.processes import start_processes
+from train.ranks.pulse import pulse_of
 from train.recipe import sources_of
 from train.run.console import Board, quiet_libraries
 from train.run.directory import config_yaml
 from train.stages import run_whole
-
-# The conventional EX_TEMPFAIL: saved before the end; the same command with --resume goes on.
-EXIT_INTERRUPTED = 75
+from train.stopping import EXIT_INTERRUPTED, StoppedError
 
 
 @exits_on_user_error
+@told_once
 def main() -> int:
     """Read the arguments, then show or run the config."""
     arguments = _parser().parse_intermixed_args()
@@ -33,15 +34,20 @@ def main() -> int:
     quiet_libraries()
     if arguments.dry_run:
         show(config)
-    else:
-        keep_freed_memory()
-        try:
-            ending = run_whole(config, start_processes(), resume=arguments.resume)
-        except KeyboardInterrupt:
-            todo = "start again with --resume to continue from the newest checkpoint"
-            raise UserError(str(config.run_dir), "interrupted", todo) from None
-        return EXIT_INTERRUPTED if ending is Ending.INTERRUPTED else 0
-    return 0
+        return 0
+    keep_freed_memory()
+    ending = _run(config, resume=arguments.resume)
+    return EXIT_INTERRUPTED if ending is Ending.INTERRUPTED else 0
+
+
+def _run(config: Config, resume: bool) -> Ending:
+    accelerator = start_processes(config.train.stall_minutes)
+    try:
+        with pulse_of(accelerator, config.train.stall_minutes) as pulse:
+            return run_whole(config, accelerator, resume=resume, pulse=pulse)
+    except KeyboardInterrupt:
+        todo = "start again with --resume to continue from the newest checkpoint"
+        raise StoppedError(str(config.run_dir), "interrupted", todo) from None
 
 
 def show(config: Config) -> None:

@@ -11,6 +11,7 @@ from train.evaluate.history import History
 from train.evaluate.loss import validation_loss
 from train.loop import Step, train
 from train.opening import Session
+from train.ranks.pulse import meet
 from train.run import track
 from train.run.metrics import Metrics, read_metrics
 from train.trouble.judge import Judge
@@ -31,7 +32,8 @@ def follow(session: Session) -> Ending:
     """
     parts, board, main = session.parts, session.board, session.accelerator.is_main_process
     history = History.of(read_metrics(session.run.metrics, session.start))
-    session.accelerator.wait_for_everyone()  # the history is read before the main process drops what came later
+    # The history is read before the main process drops what came later.
+    meet(session.accelerator, parts.pulse, "opening: all that the run has done so far")
     metrics = Metrics(session.run.metrics, session.start, board.warn) if main else None
     trackers = track.start_trackers(session.config, board.warn) if main else []
     # A checkpoint must not be there without the lines of its steps.
@@ -39,6 +41,7 @@ def follow(session: Session) -> Ending:
     judge = _judge(session)
     for step in board.follow(train(parts, session.start), session.start, parts.steps.total):
         last = step.step == parts.steps.total
+        parts.pulse.at(f"step {step.step}: recording")
         judge.look_at(step, history)
         for record in [_record(step), *_evaluate(session, step)]:
             history.add(record)
@@ -46,9 +49,10 @@ def follow(session: Session) -> Ending:
                 metrics.write(record)
             values = {k: v for k, v in record.items() if k != "step" and v is not None}
             track.log(trackers, values, step.step, board.warn)
+        parts.pulse.at(f"step {step.step}: saving")
         if keeper and (last or step.stop or keeper.is_due(step.step)):
             keeper.save(step.step, parts.model, parts.optimizer, session.rope, final=last or step.stop)
-        session.accelerator.wait_for_everyone()
+        meet(session.accelerator, parts.pulse, f"step {step.step}: what was saved")
         if step.stop and not last:
             track.finish(trackers, board.warn)
             return Ending.INTERRUPTED

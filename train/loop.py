@@ -102,7 +102,7 @@ def train(parts: Parts, start: int = 0) -> Iterator[Step]:
         parts.optimizer.zero_grad(set_to_none=True)
         done = tuple(_micro_batch(parts, step, epoch, part) for part in parts.topology.mine(rows))
 
-        parts.pulse.at(f"step {step + 1}: summing over the processes")
+        parts.pulse.waits(f"step {step + 1}: summing over the processes")
         own = [sum(one) for one in zip(*((m.loss, m.tokens, m.trained_tokens) for m in done), strict=True)] or [0, 0, 0]
         loss, tokens, trained, stop = sum_numbers(parts.accelerator, (*own, parts.wants_to_stop()))
         sum_gradients(parts.accelerator, trainable)

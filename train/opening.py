@@ -23,7 +23,7 @@ from train.model.dropout import install_draws
 from train.model.tokenizer_check import tell_tokenizer
 from train.optim import build_optimizer
 from train.plan import describe, estimate
-from train.ranks.pulse import Silent
+from train.ranks.pulse import Pulse
 from train.recipe import open_data, sources_of
 from train.rope.spec import RopeSpec
 from train.run.console import Board
@@ -51,12 +51,15 @@ class Session:
     start: int
 
 
-def open_session(config: Config, run: Run, accelerator: Accelerator, board: Board, wants_to_stop: Stopping) -> Session:
+def open_session(
+    config: Config, run: Run, accelerator: Accelerator, board: Board, stopping: Stopping, pulse: Pulse
+) -> Session:
     """Cheap checks first: the config against the model's, the data, and only then the weights.
 
     Raises:
         UserError: for every mistake that the user can mend before training.
     """
+    pulse.at("opening: the data")
     model_config, spec = check_positions(config)
     topology = _topology(config, run, accelerator)
     dataset = _open_data(config, run, accelerator, board)
@@ -64,6 +67,7 @@ def open_session(config: Config, run: Run, accelerator: Accelerator, board: Boar
     plan = estimate(config, model_config)
     board.say(*summary_of(report), *describe(plan, spec))
 
+    pulse.at("opening: the model")
     base, model = _open_model(config, accelerator, board)
     draws = install_draws(model, config.train.seed, config.train.neftune_noise_alpha)
     optimizer = build_optimizer([p for p in model.parameters() if p.requires_grad], config.train)
@@ -72,13 +76,14 @@ def open_session(config: Config, run: Run, accelerator: Accelerator, board: Boar
     if checkpoint:
         board.say(f"resuming after step {start} from {checkpoint}")
 
+    pulse.at("opening: the plan")
     steps = _plan(config, dataset, topology.rows_per_step)
     if accelerator.is_main_process:
         rope = {**dataclasses.asdict(spec), "inv_freq": spec.inv_freq().tolist(), "live_error": base.rope_error}
         counts = {"steps": steps.total, "rows_per_step": topology.rows_per_step}
         run.write_json("data.json", report.to_json() | {"encoding": dataset.encoding})
         run.write_json("plan.json", {**plan.to_json(), **counts, "rope": rope})
-    parts = Parts(model, optimizer, dataset, steps, topology, config.train, accelerator, draws, wants_to_stop, Silent())
+    parts = Parts(model, optimizer, dataset, steps, topology, config.train, accelerator, draws, stopping, pulse)
     return Session(config, run, accelerator, board, parts, dataset.validation(), spec, start)
 
 

@@ -8,33 +8,45 @@ from train.checkpoint.store import save_adapter
 from train.config import Config
 from train.follow import Ending, follow
 from train.opening import open_session
+from train.ranks.pulse import Pulse, Silent, meet
 from train.run.console import Board
 from train.run.resume import claim
 from train.stopping import Stopping
 
 
 def run_training(
-    config: Config, accelerator: Accelerator, stopping: Stopping | None = None, *, resume: bool = False
+    config: Config,
+    accelerator: Accelerator,
+    stopping: Stopping | None = None,
+    *,
+    resume: bool = False,
+    pulse: Pulse | None = None,
 ) -> Ending:
     """Train one stage, or a config without stages, from its start or its newest checkpoint.
+
+    Args:
+        stopping: of the whole launch; None: this is all of it, and nothing but max_time stops it.
+        pulse: is told what this process does.
 
     Raises:
         UserError: for every mistake that the user can mend, before or while training.
     """
-    stopping = stopping or Stopping(config.train.max_time)
+    stopping, pulse = stopping or Stopping(config.train.max_time), pulse or Silent()
     board = Board(visible=accelerator.is_main_process)
     run = claim(config, resume)
-    accelerator.wait_for_everyone()
+    meet(accelerator, pulse, "opening: the run directory")
     if run.adapter.is_dir():
         board.say(f"{run.path}: already finished; the adapter is in {run.adapter}")
         return Ending.COMPLETE
-    session = open_session(config, run, accelerator, board, stopping)
-    ending = follow(session)
-    if ending is Ending.INTERRUPTED:
-        board.say(f"stopped: {stopping.reason or 'another process was asked to'}; go on with --resume")
-        return ending
-    if accelerator.is_main_process:
-        save_adapter(run.adapter, session.parts.model, session.rope)
-    accelerator.wait_for_everyone()
+    session = open_session(config, run, accelerator, board, stopping, pulse)
+    with stopping.after_the_step():
+        ending = follow(session)
+        if ending is Ending.INTERRUPTED:
+            board.say(f"stopped: {stopping.reason or 'another process was asked to'}; go on with --resume")
+            return ending
+        pulse.at("publishing the adapter")
+        if accelerator.is_main_process:
+            save_adapter(run.adapter, session.parts.model, session.rope)
+        meet(accelerator, pulse, "publishing the adapter, all")
     board.say(f"done: the adapter is in {run.adapter}")
     return ending

@@ -16,6 +16,8 @@ from train.config import Config
 from train.config.read import stage_configs
 from train.follow import Ending
 from train.model.base import check_positions
+from train.ranks.processes import sum_numbers
+from train.ranks.pulse import Pulse, Silent, meet
 from train.recipe import sources_of
 from train.run.console import Board
 from train.run.directory import Run
@@ -25,20 +27,28 @@ from train.session import run_training
 from train.stopping import Stopping
 
 
-def run_whole(config: Config, accelerator: Accelerator, *, resume: bool) -> Ending:
-    """Train a config: its stages one after the other where it has any.
+def run_whole(config: Config, accelerator: Accelerator, *, resume: bool, pulse: Pulse | None = None) -> Ending:
+    """Train a config: its stages one after the other where it has any. It may be asked to stop by a signal.
 
     Raises:
         UserError: as `run_training`; settings of all stages are checked before the first begins.
+        KeyboardInterrupt: asked to stop while there was nothing to save.
     """
-    stages, stopping = stage_configs(config), Stopping(config.train.max_time)
-    if not stages:
-        return run_training(config, accelerator, stopping, resume=resume)
-    board = Board(visible=accelerator.is_main_process)
+    stopping, board = Stopping(config.train.max_time), Board(visible=accelerator.is_main_process)
+    with stopping.listening(board.say):
+        if stage_configs(config):
+            return _run_stages(config, accelerator, stopping, board, pulse or Silent(), resume=resume)
+        return run_training(config, accelerator, stopping, resume=resume, pulse=pulse)
+
+
+def _run_stages(
+    config: Config, accelerator: Accelerator, stopping: Stopping, board: Board, pulse: Pulse, *, resume: bool
+) -> Ending:
+    stages = stage_configs(config)
     for stage in stages:
         _check(stage)
     run = claim(config, resume)
-    accelerator.wait_for_everyone()
+    meet(accelerator, pulse, "opening: the run directory")
     if run.adapter.is_dir():
         board.say(f"{run.path}: already finished; the adapter is in {run.adapter}")
         return Ending.COMPLETE
@@ -46,11 +56,14 @@ def run_whole(config: Config, accelerator: Accelerator, *, resume: bool) -> Endi
         record_start(run, config, f"{accelerator.num_processes} x {accelerator.device.type}")
     for number, (stage, settings) in enumerate(zip(config.stages, stages, strict=True), start=1):
         board.say(f"stage {number}/{len(stages)} {stage.name}: {_changes(stage.model_dump(exclude={'name'}))}")
-        if run_training(settings, accelerator, stopping, resume=resume) is Ending.INTERRUPTED:
+        if run_training(settings, accelerator, stopping, resume=resume, pulse=pulse) is Ending.INTERRUPTED:
+            return Ending.INTERRUPTED
+        if number < len(stages) and sum_numbers(accelerator, [stopping()])[0]:
+            board.say("stopped between two stages; go on with --resume")
             return Ending.INTERRUPTED
     if accelerator.is_main_process:
         _publish(Run(stages[-1].run_dir), run)
-    accelerator.wait_for_everyone()
+    meet(accelerator, pulse, "publishing the last stage's adapter")
     board.say(f"done, all {len(stages)} stages: the adapter is in {run.adapter}")
     return Ending.COMPLETE
 

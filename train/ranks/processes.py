@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from datetime import timedelta
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, InitProcessGroupKwargs
 
 from data.errors import UserError
 
 SUPPORTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
 
-def start_processes() -> Accelerator:
+def start_processes(stall_minutes: float = 30.0) -> Accelerator:
     """Join the processes that `accelerate launch` started.
+
+    Args:
+        stall_minutes: `train.stall_minutes`. The libraries give up a little later, after our message (ranks/pulse.py).
 
     Raises:
         UserError: more processes were started than the trainer sees (each would train, and save, on its own), or by a
             strategy that the loop does not know.
     """
     # The types are the config's; accelerate's own settings for them, from wherever, must not scale a gradient.
-    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no")
+    patience = InitProcessGroupKwargs(timeout=timedelta(minutes=1.1 * stall_minutes + 1))
+    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no", kwargs_handlers=[patience])
     if accelerator.device.type == "cpu":
         use_all_cores(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     launched = int(os.environ.get("WORLD_SIZE", "1"))

@@ -25,7 +25,7 @@ from data.tokens import Encoder
 from evals.load import compute_in_float32, device_here
 from train.config import Config
 from train.config.read import load_config
-from train.evaluate.loss import validation_loss
+from train.evaluate.held_out import HeldOut
 from train.loss import token_loss_sum
 from train.model.adapter import attach_adapter
 from train.model.base import checkpoint_activations, load_base, load_tokenizer
@@ -84,8 +84,8 @@ def train_curve(
         losses.append(float(loss.detach()))
         seconds.append(time.perf_counter() - began)
     compute_in_float32(base.model)
-    held_out = validation_loss(model, rows[1], Accelerator())
-    return Curve(losses, sorted(seconds)[len(seconds) // 2], float("nan") if held_out is None else held_out)
+    held_out = HeldOut(rows[1]).evaluate(model, Accelerator())
+    return Curve(losses, sorted(seconds)[len(seconds) // 2], held_out.loss if held_out else float("nan"))
 
 
 def distance(a: Curve, b: Curve) -> float:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import enum
 import math
+from collections.abc import Iterator
 from typing import Any
 
+from data.wording import counted
 from train.checkpoint.keeper import Keeper
+from train.evaluate.held_out import HeldOut
 from train.evaluate.history import History
-from train.evaluate.loss import validation_loss
 from train.loop import Step, train
 from train.opening import Session
 from train.ranks.pulse import meet
 from train.run import track
+from train.run.memory import peak_memory_gb
 from train.run.metrics import Metrics, read_metrics
 from train.trouble.judge import Judge
 
@@ -39,25 +42,43 @@ def follow(session: Session) -> Ending:
     # A checkpoint must not be there without the lines of its steps.
     keeper = Keeper(session.run.checkpoints, session.config.train, board.warn, metrics.settle) if metrics else None
     judge = _judge(session)
-    for step in board.follow(train(parts, session.start), session.start, parts.steps.total):
-        last = step.step == parts.steps.total
+    held_out = HeldOut.of(session.validation, parts.settings.eval_contexts, board.warn)
+    for step in board.follow(_steps(session, history), session.start, parts.steps.total):
         parts.pulse.at(f"step {step.step}: recording")
         judge.look_at(step, history)
-        for record in [_record(step), *_evaluate(session, step)]:
+        for record in [_record(step, history), *_evaluate(session, held_out, step)]:
             history.add(record)
             if metrics:
                 metrics.write(record)
             values = {k: v for k, v in record.items() if k != "step" and v is not None}
             track.log(trackers, values, step.step, board.warn)
         parts.pulse.at(f"step {step.step}: saving")
-        if keeper and (last or step.stop or keeper.is_due(step.step)):
-            keeper.save(step.step, parts.model, parts.optimizer, session.rope, final=last or step.stop)
+        last = step.step == parts.steps.total or _has_enough(session, history)
+        if keeper and (last or step.stop or history.best == step.step or keeper.is_due(step.step)):
+            final = last or step.stop
+            keeper.save(step.step, parts.model, parts.optimizer, session.rope, history.best, final=final)
         meet(session.accelerator, parts.pulse, f"step {step.step}: what was saved")
         if step.stop and not last:
             track.finish(trackers, board.warn)
             return Ending.INTERRUPTED
     track.finish(trackers, board.warn)
+    if _has_enough(session, history):
+        fruitless = counted(history.without_better(parts.settings.early_stopping_threshold), "evaluation")
+        board.say(f"stopped early: {fruitless} in a row no better than that of step {history.best}")
     return Ending.COMPLETE
+
+
+def _steps(session: Session, history: History) -> Iterator[Step]:
+    """The loop's steps, while the evaluations so far ask for more; so a resumed run ends where the first would have."""
+    steps = train(session.parts, session.start)
+    while not _has_enough(session, history) and (step := next(steps, None)) is not None:
+        yield step
+
+
+def _has_enough(session: Session, history: History) -> bool:
+    wanted = session.parts.settings
+    patience = wanted.early_stopping_patience
+    return patience is not None and history.without_better(wanted.early_stopping_threshold) >= patience
 
 
 def _judge(session: Session) -> Judge:
@@ -66,7 +87,7 @@ def _judge(session: Session) -> Judge:
     return Judge(*own, parts.settings, parts.model, parts.data, session.board.warn)
 
 
-def _record(step: Step) -> dict[str, Any]:
+def _record(step: Step, before: History) -> dict[str, Any]:
     """A line of metrics.jsonl. A step that was left out says so; JSON has no number that is not finite."""
     return {
         "step": step.step,
@@ -76,8 +97,10 @@ def _record(step: Step) -> dict[str, Any]:
         "grad_norm": _finite(step.grad_norm),
         "tokens": step.tokens,
         "trained_tokens": step.trained_tokens,
+        "tokens_seen": before.tokens + step.tokens,
         "seconds": step.seconds,
         "tokens_per_second": round(step.tokens / step.seconds, 1),
+        "memory_gb": peak_memory_gb(),
         **({} if step.taken else {"skipped": True}),
     }
 
@@ -86,13 +109,13 @@ def _finite(number: float) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _evaluate(session: Session, step: Step) -> list[dict[str, Any]]:
+def _evaluate(session: Session, held_out: HeldOut, step: Step) -> list[dict[str, Any]]:
     every, last = session.config.train.eval_steps, step.step == session.parts.steps.total
     if not (last or (every and step.step % every == 0)):
         return []
     session.parts.pulse.at(f"step {step.step}: evaluating")
-    loss = validation_loss(session.parts.model, session.validation, session.accelerator)
-    if loss is None:
+    found = held_out.evaluate(session.parts.model, session.accelerator)
+    if found is None:
         return []
-    session.board.say(f"step {step.step}: loss on held-out records {loss:.4f}")
-    return [{"step": step.step, "validation_loss": loss}]
+    session.board.say(f"step {step.step}: {found.told()}")
+    return [found.record(step.step)]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from accelerate import Accelerator
 
-from train.checkpoint.store import save_adapter
 from train.config import Config
 from train.follow import Ending, follow
 from train.opening import open_session
+from train.publish import publish
 from train.ranks.pulse import Pulse, Silent, meet
 from train.run.console import Board
 from train.run.resume import claim
@@ -44,9 +44,10 @@ def run_training(
         if ending is Ending.INTERRUPTED:
             board.say(f"stopped: {stopping.reason or 'another process was asked to'}; go on with --resume")
             return ending
+        published = "the adapter"
         pulse.at("publishing the adapter")
         if accelerator.is_main_process:
-            save_adapter(run.adapter, session.parts.model, session.rope)
+            published = publish(session)
         meet(accelerator, pulse, "publishing the adapter, all")
-    board.say(f"done: the adapter is in {run.adapter}")
+    board.say(f"done: {published} is in {run.adapter}")
     return ending

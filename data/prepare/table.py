@@ -136,6 +136,11 @@ class Documents:
         batch, row = self._place(index)
         return f"{self.files[batch.column('file')[row].as_py()]}:{batch.column('line')[row].as_py()}"
 
+    def category(self, index: int) -> str:
+        """A document's category."""
+        batch, row = self._place(index)
+        return batch.column("category")[row].as_py()
+
     def _place(self, index: int) -> tuple[pa.RecordBatch, int]:
         number = bisect_right(self._starts, index) - 1
         return self._batches[number], index - self._starts[number]

@@ -219,7 +219,9 @@ def progress_of(lines: list[dict[str, Any]]) -> Progress | None:
         first_loss=steps[0]["loss"],
         last_loss=sum(step["loss"] * step["trained_tokens"] for step in last) / weights,
         last_steps=len(last),
-        validation=tuple((line["step"], line["validation_loss"]) for line in lines if "validation_loss" in line),
+        validation=tuple(
+            (line["step"], line["validation_loss"]) for line in lines if line.get("validation_loss") is not None
+        ),
     )
 
 

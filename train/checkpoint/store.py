@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from data.errors import UserError
 from train.checkpoint.manifest import write_manifest
+from train.model.frozen_half import record_frozen_half
 from train.optim import optimizer_state, restore_optimizer
 from train.rope.check import verify
 from train.rope.spec import RopeSpec
@@ -24,6 +25,7 @@ from train.run.folders import remove, written_aside
 
 _PREFIX = "step-"
 _ADAPTER, _OPTIMIZER, _STATE = NEEDED = ("adapter_model.safetensors", "optimizer.safetensors", "state.json")
+RESUMING = (_OPTIMIZER, _STATE)  # what a finished adapter does without
 
 
 def save_adapter(folder: Path, model: PeftModel, rope: RopeSpec) -> None:
@@ -116,6 +118,7 @@ def _write_adapter(folder: Path, model: PeftModel, rope: RopeSpec) -> None:
     # "auto" would ask the hub whether the vocabulary was resized; it never is.
     model.save_pretrained(str(folder), save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)
+    record_frozen_half(model, folder)
     rope.save(folder)
 
 

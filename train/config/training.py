@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from train.config.section import Duration, NonNegative, Positive, Probability, Section
 
 Optimizer = Literal[
-    "paged_adamw_32bit", "paged_adamw_8bit", "adamw_8bit", "adamw_torch", "adamw_torch_fused",
-    "lion_32bit", "lion_8bit", "paged_lion_32bit", "paged_lion_8bit",
+    "paged_adamw_32bit", "paged_adamw_8bit", "adamw_32bit", "adamw_8bit", "adamw_torch", "adamw_torch_fused",
+    "paged_lion_32bit", "paged_lion_8bit", "lion_32bit", "lion_8bit",
 ]  # fmt: skip
 
 
@@ -28,13 +28,13 @@ class Train(Section):
     weight_decay: NonNegative = 0.0
     """Decoupled weight decay."""
     optim: Optimizer = "paged_adamw_32bit"
-    """Optimizer; paging only happens on a GPU."""
+    """Optimizer; paging only happens on a GPU, and `lion` is lion_32bit."""
     adam_beta1: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
     """Decay of the first moment."""
     adam_beta2: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.999
-    """Decay of the second moment."""
+    """Decay of the second moment; of Lion's only one (its paper takes 0.99)."""
     adam_epsilon: Positive = 1e-8
-    """Added to the denominator."""
+    """Added to the denominator (Lion has none)."""
     per_device_train_batch_size: PositiveInt = 1
     """Rows in a micro-batch."""
     gradient_accumulation_steps: PositiveInt = 16
@@ -66,7 +66,7 @@ class Train(Section):
     eval_steps: PositiveInt | None = None
     """Steps between evaluations on the held-out records; null: only at the end."""
     eval_contexts: tuple[PositiveInt, ...] = ()
-    """Also measure perplexity under contexts of so many tokens at each evaluation, such as [2048, 8192]."""
+    """Also measure the perplexity of the same held-out tokens under so many tokens of context, such as [2048, 8192]."""
     load_best_model_at_end: bool = False
     """Publish the adapter of the best evaluation instead of the last step's."""
     early_stopping_patience: PositiveInt | None = None
@@ -81,3 +81,23 @@ class Train(Section):
     """What to do about one. Details are in failures/; a stop leaves the checkpoint of before the spike the newest."""
     stall_minutes: Positive = 30.0
     """A process that waits so long for another ends the run, and names the one that stalled."""
+
+    @field_validator("optim", mode="before")
+    @classmethod
+    def _lion_for_short(cls, value: Any) -> Any:
+        return "lion_32bit" if value == "lion" else value
+
+    @field_validator("eval_contexts")
+    @classmethod
+    def _have_something_before(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if min(value, default=2) < 2:
+            raise ValueError("a context has at least 2 tokens: one to score, and one before it")
+        return value
+
+    @model_validator(mode="after")
+    def _evaluations_that_decide(self) -> Train:
+        if self.eval_steps is None and (self.early_stopping_patience or self.load_best_model_at_end):
+            raise ValueError(
+                "early_stopping_patience and load_best_model_at_end compare evaluations: give eval_steps too"
+            )
+        return self

@@ -24,7 +24,7 @@ class Stage(Section):
     model: dict[str, Any] = Field(default_factory=dict)
     """Such as max_length and rope_scaling."""
     lora: dict[str, Any] = Field(default_factory=dict)
-    """Such as lora_dropout; r, lora_alpha and modules_to_save must stay."""
+    """Such as lora_dropout; what makes the adapter's shape, from r to modules_to_save, must stay."""
     data: dict[str, Any] = Field(default_factory=dict)
     """Such as sources."""
     train: dict[str, Any] = Field(default_factory=dict)
@@ -59,6 +59,36 @@ class Config(Section):
     def _short_rows_fit(self) -> Config:
         if (self.data.short_length or 0) > self.model.max_length:
             raise ValueError(f"data.short_length is more than model.max_length = {self.model.max_length}")
+        return self
+
+    @model_validator(mode="after")
+    def _contexts_fit(self) -> Config:
+        if max(self.train.eval_contexts, default=0) > self.model.max_length:
+            raise ValueError(
+                f"train.eval_contexts: no record is longer than model.max_length = {self.model.max_length}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _something_is_held_out(self) -> Config:
+        wanted = self.train
+        decides = wanted.early_stopping_patience or wanted.load_best_model_at_end or wanted.eval_contexts
+        if decides and not self.data.validation_fraction:
+            raise ValueError(
+                "train.early_stopping_patience, load_best_model_at_end and eval_contexts need records that are held"
+                " out: set data.validation_fraction"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _adapter_can_begin_so(self) -> Config:
+        start = self.lora.init_lora_weights
+        if start == "loftq" and self.quantization.bits != 4:
+            raise ValueError("lora.init_lora_weights: loftq mends the error of 4 bits; it needs quantization.bits: 4")
+        if start == "pissa" and self.train.weight_decay:
+            raise ValueError(
+                "lora.init_lora_weights: pissa needs train.weight_decay: 0 (decay would take away from the base itself)"
+            )
         return self
 
     @model_validator(mode="after")

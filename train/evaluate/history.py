@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +15,7 @@ class History:
     Attributes:
         losses: of every step that was taken.
         skipped_in_a_row: steps since the last one that was taken.
-        evaluations: (step, loss on held-out records).
+        evaluations: (step, loss on held-out records), the loss infinite where it was not a number.
         tokens: read so far.
     """
 
@@ -41,4 +42,22 @@ class History:
                 self.skipped_in_a_row = 0
             self.tokens += record["tokens"]
         if "validation_loss" in record:
-            self.evaluations.append((record["step"], record["validation_loss"]))
+            loss = record["validation_loss"]
+            self.evaluations.append((record["step"], math.inf if loss is None else loss))
+
+    @property
+    def best_first(self) -> list[int]:
+        """The steps of the evaluations, the lowest loss first, of equal ones the earlier."""
+        return [step for loss, step in sorted((loss, step) for step, loss in self.evaluations) if math.isfinite(loss)]
+
+    @property
+    def best(self) -> int | None:
+        """The step of the evaluation with the lowest loss; None before there is one."""
+        return next(iter(self.best_first), None)
+
+    def without_better(self, threshold: float) -> int:
+        """Evaluations since the last one that was better: lower than all such before it by more than `threshold`."""
+        lowest, since = math.inf, 0
+        for _, loss in self.evaluations:
+            lowest, since = (loss, 0) if loss < lowest - threshold else (lowest, since + 1)
+        return since

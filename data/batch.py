@@ -81,6 +81,11 @@ def collate(
     return Batch(*rows, boundaries=tuple(boundaries))
 
 
+def nothing_to_learn() -> Batch:
+    """A single token, not trained: for a process whose turn is empty but whose forward pass the others wait for."""
+    return collate([Example(np.zeros(1, dtype=np.int32), np.zeros(1, dtype=bool))])
+
+
 def token_keys(document: int, copy: int, length: int) -> np.ndarray:
     """A key for each token of a document: a hash of the document, the copy and the token's place. int64, (length,).
 

@@ -17,6 +17,7 @@ import torch
 from accelerate import Accelerator
 from peft import PeftModel
 
+from data.batch import nothing_to_learn
 from data.dataset import Dataset
 from train.config import Train
 from train.loss import token_loss_sum
@@ -100,7 +101,8 @@ def train(parts: Parts, start: int = 0) -> Iterator[Step]:
         epoch, rows = parts.steps.locate(step)
         parts.model.train()
         parts.optimizer.zero_grad(set_to_none=True)
-        done = tuple(_micro_batch(parts, step, epoch, part) for part in parts.topology.mine(rows))
+        turns = [_micro_batch(parts, step, epoch, part) for part in parts.topology.mine(rows)]
+        done = tuple(turn for turn in turns if turn.rows)
 
         parts.pulse.waits(f"step {step + 1}: summing over the processes")
         own = [sum(one) for one in zip(*((m.loss, m.tokens, m.trained_tokens) for m in done), strict=True)] or [0, 0, 0]
@@ -119,8 +121,8 @@ def train(parts: Parts, start: int = 0) -> Iterator[Step]:
 
 
 def _micro_batch(parts: Parts, step: int, epoch: int, rows: range) -> MicroBatch:
-    """Backward through some rows: their gradients are added to those that are there."""
-    batch = parts.data[epoch].batch(rows).to(parts.accelerator.device)
+    """Backward through some rows: their gradients are added to those that are there. No rows add nothing."""
+    batch = (parts.data[epoch].batch(rows) if rows else nothing_to_learn()).to(parts.accelerator.device)
     parts.draws.point(step, batch.keys, batch.lengths)
     loss = token_loss_sum(parts.model.get_base_model(), batch)  # pyright: ignore[reportArgumentType]
     loss.backward()

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from data.batch import IGNORED, Batch
 from train.model.attention import inputs
+from train.ranks.sharding import gathered
 
 CHUNK = 512  # tokens whose logits exist at the same time: 100 MB in float32 for a vocabulary of 49,152
 
@@ -25,8 +26,9 @@ def token_loss_sum(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
     hidden = model.get_decoder()(**inputs(batch)).last_hidden_state
     predicted = batch.labels[0, 1:]
     chosen = predicted != IGNORED
-    head = head_of(model).weight
-    return _ChunkedCrossEntropy.apply(hidden[0, :-1][chosen], head, predicted[chosen])
+    head = head_of(model)
+    with gathered(head):
+        return _ChunkedCrossEntropy.apply(hidden[0, :-1][chosen], head.weight, predicted[chosen])
 
 
 def head_of(model: PreTrainedModel) -> torch.nn.Linear:

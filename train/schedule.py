@@ -33,12 +33,14 @@ class Topology:
         rank: of this process, among those that have rows of their own.
         rows_per_step: rows that all ranks use in one step.
         rows_per_micro_batch: at most so many at once, on each rank.
+        together: every rank takes every turn, for its share of the weights is needed in each.
     """
 
     rank: int
     ranks: int
     rows_per_step: int
     rows_per_micro_batch: int
+    together: bool = False
 
     @property
     def micro_batches(self) -> int:
@@ -46,11 +48,11 @@ class Topology:
         return math.ceil(self.rows_per_step / (self.ranks * self.rows_per_micro_batch))
 
     def mine(self, rows: range) -> Iterator[range]:
-        """This rank's micro-batches of a step; there are none past the end of the rows."""
+        """This rank's micro-batches of a step; past the end of the rows there are none, or empty ones (`together`)."""
         for turn in range(self.micro_batches):
             start = rows.start + (turn * self.ranks + self.rank) * self.rows_per_micro_batch
             part = range(start, min(start + self.rows_per_micro_batch, rows.stop))
-            if part:
+            if part or self.together:
                 yield part
 
 

@@ -111,8 +111,8 @@ def check_positions(config: Config, *, offline: bool = False) -> tuple[Pretraine
     return model_config, spec
 
 
-def load_base(model: Model, quantization: Quantization, device: torch.device) -> Base:
-    """The quantized base model on `device`, in eval mode.
+def load_base(model: Model, quantization: Quantization, device: torch.device, *, to_shard: bool = False) -> Base:
+    """The quantized base model on `device`, in eval mode; `to_shard`: stored as FSDP2 can spread it.
 
     Raises:
         UserError: as `load_model_config`, or the weights cannot be read, or the live rope is not the one asked for.
@@ -128,13 +128,14 @@ def load_base(model: Model, quantization: Quantization, device: torch.device) ->
         dtype=dtype,
         device_map={"": device},
         attn_implementation=attention,
-        quantization_config=quantization_config(quantization),
+        use_safetensors=True,
+        quantization_config=quantization_config(quantization, to_shard=to_shard),
     )
     keep_weights_unpacked(loaded)
     return Base(loaded, spec, verify(loaded, spec))
 
 
-def quantization_config(quantization: Quantization) -> BitsAndBytesConfig:
+def quantization_config(quantization: Quantization, *, to_shard: bool = False) -> BitsAndBytesConfig:
     """The settings in bitsandbytes' words."""
     return BitsAndBytesConfig(
         load_in_4bit=True,
@@ -148,6 +149,7 @@ def keep_weights_unpacked(model: torch.nn.Module) -> None:
     """Forbid bitsandbytes the in-place repacking of 4-bit weights on CPUs with avx512_bf16.
 
     It happens in the first evaluation, nothing undoes it, and afterwards gradients through the base and merges are
+        bnb_4bit_quant_storage="bfloat16" if to_shard else "uint8",
     silently wrong (bitsandbytes 0.50, `Linear4bit.forward`). Training and evaluation share the weights here.
     """
     for module in model.modules():

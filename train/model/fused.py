@@ -44,9 +44,10 @@ class FusedLinear4bit(PeftLinear4bit):
         if self.training and isinstance(dropout, DocumentDropout):
             dropped, scaling = dropout.dropped(x), scaling * dropout.scale(x.shape[-1])
         base: Any = self.get_base_layer()
+        state = getattr(base.weight, "quant_state", base.quant_state)  # a gathered share of a weight (FSDP2) has none
         y = _Fused.apply(
             x, self.lora_A[name].weight, self.lora_B[name].weight,
-            base.weight, base.weight.quant_state, scaling, dropped,
+            base.weight, state, scaling, dropped,
         )  # fmt: skip
         return y if base.bias is None else y + base.bias.to(y.dtype)
 

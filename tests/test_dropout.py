@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import TEXTS
+from conftest import TEXTS, save_tiny_model
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from data.batch import Batch, collate, token_keys
-from data.hashing import mixed
 from data.tokens import Example
 from train.config import Lora, Model, Quantization
 from train.loss import token_loss_sum
@@ -44,19 +44,31 @@ def mask(draws: Draws, tokens: int, width: int = 200, rate: float = 0.1, layer: 
 
 
 def test_the_draws_are_the_bits_that_the_hash_says() -> None:
-    """Against the same hash in numpy's own unsigned numbers: no platform's shifts or overflows are trusted."""
+    """Against the same hash in whole numbers: no platform's shifts or overflows are trusted."""
     draws, tokens, width, layer = pointed(5, seed=3, step=8), 5, 300, "base.q_proj"
     found = draws.dropped(torch.empty(tokens, width), 7, layer).view(tokens, 7) - torch.arange(tokens)[:, None] * width
-    states = mixed(keys(tokens)[0].numpy().view(np.uint64), f"3/8/{layer}")
-    for token, state in enumerate(states):
+    salt = int.from_bytes(hashlib.sha256(f"3/8/{layer}".encode()).digest()[:8], "little")
+    for token, key in enumerate(keys(tokens)[0].numpy().view(np.uint64)):
         numbers = []
         for place in range(1, 5):
-            z = (int(state) + place * 0x9E3779B97F4A7C15) % 2**64
+            z = ((int(key) ^ salt) + place * 0x9E3779B97F4A7C15) % 2**64
             z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
             z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) % 2**64
             z ^= z >> 31
-            numbers += [z % 2**32 * width >> 32, (z >> 32) * width >> 32]
+            numbers += [(half ^ 2**31) * width >> 32 for half in (z % 2**32, z >> 32)]
         assert found[token].tolist() == numbers[:7]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_draws_the_same_bits() -> None:
+    results = []
+    for device in ("cpu", "cuda"):
+        draws = Draws(3)
+        draws.point(8, keys(50).to(device), torch.full((1, 50), 50, device=device))
+        x = torch.ones(50, 576, device=device)
+        results.append((DocumentDropout(0.1, "a", draws)(x).cpu(), draws.noise(x, 5.0).cpu()))
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*results, strict=True))
 
 
 @pytest.mark.parametrize("rate", [0.05, 0.1, 0.5, 0.9])
@@ -205,6 +217,16 @@ def test_torchs_generator_is_not_asked(tiny_model: Path, batch: Batch) -> None:
     torch.rand(1)
     assert all(torch.equal(a, b) for a, b in zip(first, loss_and_gradients(model, draws, batch), strict=True))
     assert not torch.equal(first[0], loss_and_gradients(model, draws, batch, step=1)[0])
+
+
+def test_no_dropout_of_the_checkpoints_own_is_left(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """transformers' attention would drop its weights by torch's generator where the base's config asks for it."""
+    folder = save_tiny_model(tmp_path / "model", tokenizer, attention_dropout=0.5)
+    wanted = Model(name_or_path=str(folder), max_length=128, attn_implementation="sdpa")
+    model = load_base(wanted, Quantization(compute_dtype="float32"), CPU).model.train()
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        assert torch.equal(model(input_ids=ids).logits, model(input_ids=ids).logits)
 
 
 @pytest.mark.parametrize("use_dora", [False, True])

@@ -118,6 +118,7 @@ def load_base(model: Model, quantization: Quantization, device: torch.device, *,
         UserError: as `load_model_config`, or the weights cannot be read, or the live rope is not the one asked for.
     """
     config, spec = load_model_config(model)
+    config.attention_dropout = 0.0  # torch's generator would decide it: what is dropped here is dropout.py's
     dtype = getattr(torch, quantization.compute_dtype)
     attention = PACKED_ATTENTION if model.attn_implementation == "auto" else model.attn_implementation
     loaded: PreTrainedModel = _from_hub(

@@ -7,15 +7,15 @@ the same documents is then the same step however they are laid out, on a CPU and
 gradient checkpointing draws the same again with no state kept; and a process that holds a part of a row needs the
 keys of that part only.
 
-The hash is the finalizer of SplitMix64, as in data/hashing.py, with that generator's sequence for the numbers of one
-token (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014).
+A token's numbers are the outputs of SplitMix64 whose state begins at the key, salted with the purpose (Steele, Lea and
+Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014; data/hashing.py has the same for whole columns).
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
-from functools import partial
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ from peft.tuners.lora.layer import LoraLayer
 # Tokens whose noise is drawn at a time: 16 MB of 64-bit numbers for a width of 4,096.
 CHUNK = 512
 _INCREMENT = 0x9E3779B97F4A7C15 - 2**64  # as int64
-_ROUNDS = ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64), (31, 1))
+_ROUNDS = ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64), (31, None))
 
 
 class Draws:
@@ -37,7 +37,7 @@ class Draws:
 
     def __init__(self, seed: int) -> None:
         self._seed, self._step = seed, 0
-        self._keys = self._lengths = torch.empty(0, dtype=torch.int64)
+        self._keys = self._lengths = self._origins = torch.empty(0, dtype=torch.int64)
 
     def point(self, step: int, keys: torch.Tensor, lengths: torch.Tensor) -> None:
         """Turn to the tokens that the model is about to see.
@@ -48,6 +48,8 @@ class Draws:
             lengths: `Batch.lengths`, tokens in each one's whole document. Of the same shape.
         """
         self._step, self._keys, self._lengths = step, keys.flatten(), lengths.flatten()
+        # What turns a signed 32-bit number into an unsigned one, below the token's place.
+        self._origins = (torch.arange(keys.numel(), device=keys.device)[:, None] << 32) + 2**31
 
     def dropped(self, x: torch.Tensor, count: int, layer: str) -> torch.Tensor:
         """Flat indices of the elements of `x`, shape (tokens, width), to drop: `count` of each token, repeats allowed.
@@ -60,11 +62,10 @@ class Draws:
         """
         tokens, width = x.shape
         self._require(tokens)
-        columns = _bits(self._keys, f"{self._seed}/{self._step}/{layer}", count).to(torch.int64)
-        # A product of 32 random bits and the width, less its lower 32 bits, is uniform below the width.
-        columns.bitwise_and_(2**32 - 1).mul_(width).bitwise_right_shift_(32)
-        columns += torch.arange(0, tokens * width, width, device=x.device)[:, None]
-        return columns.view(-1)
+        # The upper half of (32 random bits, as a number) x width is uniform below the width; and with the token's
+        # place above these bits it is the index, in three passes over the draws.
+        drawn = _bits(self._keys, f"{self._seed}/{self._step}/{layer}", count) + self._origins
+        return drawn.mul_(width).bitwise_right_shift_(32).view(-1)
 
     def noise(self, embedded: torch.Tensor, alpha: float) -> torch.Tensor:
         """NEFTune's noise, uniform within alpha / sqrt(tokens of the document x width), in the type of `embedded`.
@@ -143,7 +144,7 @@ def install_draws(model: PeftModel, seed: int, neftune_alpha: float | None = Non
             _replace(module.lora_dropout, name, draws)
     if neftune_alpha is not None:
         embeddings: Any = model.get_base_model().get_input_embeddings()  # pyright: ignore[reportCallIssue]
-        embeddings.register_forward_hook(partial(_add_noise, draws, neftune_alpha))
+        embeddings.register_forward_hook(functools.partial(_add_noise, draws, neftune_alpha))
     return draws
 
 
@@ -162,16 +163,19 @@ def _add_noise(
 
 
 def _bits(keys: torch.Tensor, purpose: str, count: int) -> torch.Tensor:
-    """`count` times 32 random bits for each key: int32, shape (keys, count)."""
+    """`count` times 32 random bits for each key, as int32, shape (keys, count): two of each output of SplitMix64."""
     salt = int.from_bytes(hashlib.sha256(purpose.encode()).digest()[:8], "little", signed=True)
-    places = torch.arange(1, (count + 1) // 2 + 1, device=keys.device) * _INCREMENT
-    return _mix(_mix(keys ^ salt)[:, None] + places).view(torch.int32)[:, :count]
-
-
-def _mix(z: torch.Tensor) -> torch.Tensor:
-    """SplitMix64's finalizer on int64, in place. torch shifts in copies of the sign: the mask takes them out."""
+    z = (keys ^ salt)[:, None] + _increments((count + 1) // 2, keys.device)
     shifted = torch.empty_like(z)
     for shift, factor in _ROUNDS:
         torch.bitwise_right_shift(z, shift, out=shifted)
-        z.bitwise_xor_(shifted.bitwise_and_(2 ** (64 - shift) - 1)).mul_(factor)
-    return z
+        z.bitwise_xor_(shifted.bitwise_and_(2 ** (64 - shift) - 1))  # torch shifts in copies of the sign
+        if factor:
+            z.mul_(factor)
+    return z.view(torch.int32)[:, :count]
+
+
+@functools.cache
+def _increments(count: int, device: torch.device) -> torch.Tensor:
+    """What the generator's state has grown by at each of its first outputs."""
+    return torch.arange(1, count + 1, device=device) * _INCREMENT

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import torch
+
 from data.errors import UserError, exits_on_user_error
 from data.prepare.recipe import Source
 from data.read.inputs import is_hub_name
@@ -12,9 +14,10 @@ from train.allocator import keep_freed_memory
 from train.config import Config
 from train.config.help import help_text
 from train.config.read import load_config, stage_configs
+from train.determinism import without_such_kernel
 from train.follow import Ending
 from train.model.base import NotAtHandError, check_positions
-from train.plan import describe, estimate
+from train.plan import Where, describe, estimate
 from train.ranks.failure import told_once
 from train.ranks.processes import start_processes
 from train.ranks.pulse import pulse_of
@@ -48,6 +51,8 @@ def _run(config: Config, resume: bool) -> Ending:
     except KeyboardInterrupt:
         todo = "start again with --resume to continue from the newest checkpoint"
         raise StoppedError(str(config.run_dir), "interrupted", todo) from None
+    except RuntimeError as error:
+        raise without_such_kernel(error) or error from None
 
 
 def show(config: Config) -> None:
@@ -61,7 +66,8 @@ def show(config: Config) -> None:
             _warn_if_missing(source, board)
         try:
             model_config, spec = check_positions(stage, offline=True)
-            board.say(*describe(estimate(stage, model_config), spec))
+            plan = estimate(stage, model_config, Where(on_gpu=torch.cuda.is_available()))
+            board.say(*describe(plan, spec))
         except NotAtHandError as error:
             board.warn(f"{error.where} is not on this machine yet: memory and rope cannot be planned")
     board.say("the config is valid; nothing was run (--dry-run)")

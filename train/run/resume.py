@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,13 +11,19 @@ from typing import Any
 from data.errors import UserError
 from data.prepare.cache import changed_files
 from train.config import Config
+from train.model.adapter import adapter_dir
 from train.model.identity import record_base
+from train.run.changes import encoding_changes, files_of
 from train.run.directory import Run, config_yaml, read_config
 from train.run.environment import environment
 from train.run.files import write_whole
 
 # What is written before a run begins (scripts/prepare.py).
 PREPARED = ("cache", "data.json", "data.png", "rejected.jsonl")
+
+ENVIRONMENT = "environment.json"
+# Of these depends in which order a step's gradients are summed.
+SPREADING = ("per_device_train_batch_size", "gradient_checkpointing", "context_parallel_size")
 
 # These change neither the data nor what is learned, so they may differ when a run is resumed. (How rows are spread over
 # micro-batches changes the order of sums, and so the last bits; a step's rows stay what they were.)
@@ -61,15 +68,13 @@ def require_same_start(run: Run, files: dict[str, str], encoding: dict[str, Any]
     if not (run.has_progress and data.is_file()):
         return
     began = json.loads(data.read_text())
-    then = {file["name"]: file["sha256"] for source in began["sources"] for file in source["files"]}
-    changed = list(changed_files(then, files))
+    changed = list(changed_files(files_of(began), files))
     if changed:
         todo = "put the data back as it was, or start anew in another run_dir"
         raise UserError(str(run.path), f"not the data that this run began with: {'; '.join(changed)}", todo)
-    for what, value in encoding.items():
-        if began.get("encoding", {}).get(what) != value:
-            todo = "put it back as it was, or start anew in another run_dir"
-            raise UserError(str(run.path), f"{what} is not the one that this run began with", todo)
+    for change in encoding_changes(began, encoding):
+        todo = "put it back as it was, or start anew in another run_dir"
+        raise UserError(str(run.path), f"{change} since this run began", todo)
 
 
 def rows_per_step(run: Run) -> int | None:
@@ -79,7 +84,7 @@ def rows_per_step(run: Run) -> int | None:
 
 
 def record_start(run: Run, config: Config, topology: str) -> None:
-    """Write what the run is, on which base, and where it runs.
+    """Write what the run is, on which base, and where it runs; a resumed run keeps where it began.
 
     Raises:
         UserError: a resumed run's base changed.
@@ -87,7 +92,38 @@ def record_start(run: Run, config: Config, topology: str) -> None:
     run.path.mkdir(parents=True, exist_ok=True)
     record_base(run.path, config.model.name_or_path, config.model.revision)
     write_whole(run.config, config_yaml(config))
-    run.write_json("environment.json", environment(topology))
+    run.write_json(ENVIRONMENT, _launches(run, _launch(config, topology)))
+
+
+def _launch(config: Config, topology: str) -> dict[str, Any]:
+    """One launch's environment, and the settings that may differ between launches and change the last bits."""
+    settings = {name: getattr(config.train, name) for name in SPREADING}
+    start = config.lora.init_from
+    return {
+        **environment(topology),
+        "settings": settings,
+        **({"init_from": _sha256(adapter_dir(start) / "adapter_model.safetensors")} if start is not None else {}),
+    }
+
+
+def _sha256(path: Path) -> str | None:
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _launches(run: Run, now: dict[str, Any]) -> dict[str, Any]:
+    """The first launch of a run, and under `resumed` the step and what had changed for each that went on with it."""
+    path = run.path / ENVIRONMENT
+    if not (run.has_progress and path.is_file()):
+        return now
+    first = json.loads(path.read_text())
+    resumed = first.pop("resumed", [])
+    last = first | {key: value for launch in resumed for key, value in launch.items()}
+    changed = {key: value for key, value in now.items() if last.get(key) != value}
+    steps = [int(path.name.removeprefix("step-")) for path in run.checkpoints.glob("step-*")]
+    return {**first, "resumed": [*resumed, {"after_step": max(steps, default=0), **changed}]}
 
 
 def _require_same(run: Run, config: Config) -> None:

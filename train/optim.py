@@ -1,12 +1,14 @@
-"""Optimizers by name, and their state as tensors and JSON (no pickle)."""
+"""Optimizers by name, which parameters learn at which rate, and their state as tensors and JSON (no pickle)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from bitsandbytes.optim.adamw import AdamW8bit, AdamW32bit, PagedAdamW8bit, PagedAdamW32bit
+from bitsandbytes.optim.lion import Lion8bit, Lion32bit, PagedLion8bit, PagedLion32bit
+from peft import PeftModel
 
 from train.config import Train
 
@@ -16,20 +18,45 @@ _CLASSES: dict[str, Any] = {
     "adamw_32bit": AdamW32bit,
     "adamw_8bit": AdamW8bit,
     "adamw_torch": torch.optim.AdamW,
+    "adamw_torch_fused": torch.optim.AdamW,
+    "paged_lion_32bit": PagedLion32bit,
+    "paged_lion_8bit": PagedLion8bit,
+    "lion_32bit": Lion32bit,
+    "lion_8bit": Lion8bit,
 }
 
 
-def build_optimizer(parameters: Iterable[torch.nn.Parameter], train: Train) -> torch.optim.Optimizer:
-    """The optimizer that `train.optim` names, over the trainable parameters; without paging where there is no GPU."""
-    parameters = list(parameters)
-    on_gpu = any(parameter.is_cuda for parameter in parameters)
-    return _CLASSES[train.optim if on_gpu else train.optim.removeprefix("paged_")](
-        parameters,
-        lr=train.learning_rate,
-        betas=(train.adam_beta1, train.adam_beta2),
-        eps=train.adam_epsilon,
-        weight_decay=train.weight_decay,
-    )
+def parameter_groups(model: PeftModel, lr_ratio: float | None) -> list[dict[str, Any]]:
+    """What trains, in groups with a `lr_ratio` that multiplies the step's learning rate (train/loop.py).
+
+    One group of ratio 1, or by LoRA+ (arXiv 2402.12354) a second one, of the B matrices, of `lr_ratio`.
+    """
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if lr_ratio is None:
+        return [{"params": list(trainable.values()), "lr_ratio": 1.0}]
+    fast = {name for name in trainable if ".lora_B." in name or ".lora_embedding_B." in name}
+    slow = [p for name, p in trainable.items() if name not in fast]
+    quick = [p for name, p in trainable.items() if name in fast]
+    return [{"params": slow, "lr_ratio": 1.0}, {"params": quick, "lr_ratio": lr_ratio}]
+
+
+def build_optimizer(
+    parameters: Iterable[torch.nn.Parameter] | Sequence[dict[str, Any]], train: Train
+) -> torch.optim.Optimizer:
+    """The optimizer that `train.optim` names; without paging where there is no GPU.
+
+    Args:
+        parameters: those that train, or `parameter_groups`.
+    """
+    given: list[Any] = list(parameters)
+    tensors = [p for one in given for p in (one["params"] if isinstance(one, dict) else [one])]
+    name = train.optim if any(p.is_cuda for p in tensors) else train.optim.removeprefix("paged_")
+    options: dict[str, Any] = {"lr": train.learning_rate, "betas": (train.adam_beta1, train.adam_beta2)}
+    if "lion" not in name:
+        options["eps"] = train.adam_epsilon
+    if name == "adamw_torch_fused":
+        options["fused"] = True
+    return _CLASSES[name](given, weight_decay=train.weight_decay, **options)
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

@@ -1,8 +1,4 @@
-"""The weight files of a checkpoint: what is in them without reading them, and how the new ones are cut.
-
-Weights are read with `pread`, one at a time. A mapped file would count as the process's own memory under some limits,
-and fill it with pages that look like a leak.
-"""
+"""The weight files of a checkpoint: what is in them without reading them, and how the new ones are cut."""
 
 from __future__ import annotations
 
@@ -12,7 +8,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import safetensors
 import torch
@@ -20,13 +15,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from data.errors import UserError
+from train.model.checkpoint_files import INDEX, READ, read_weight, shard_files
 
-INDEX = "model.safetensors.index.json"
 MAX_SHARD_SIZE = 5_000_000_000
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-# The choice came with safetensors 0.8; before it, files are mapped.
-_HAS_PREAD = tuple(map(int, safetensors.__version__.split(".")[:2])) >= (0, 8)
-_READ: dict[str, Any] = {"backend": "pread"} if _HAS_PREAD else {}
 
 
 @dataclass(frozen=True)
@@ -50,8 +42,7 @@ class Weight:
 
     def read(self) -> torch.Tensor:
         """The weight of the base, with all its rows."""
-        with safe_open(self.file, framework="pt", **_READ) as tensors:
-            return tensors.get_tensor(self.source)
+        return read_weight(self.file, self.source)
 
 
 def weights_of(base: Path) -> list[Weight]:
@@ -65,28 +56,12 @@ def weights_of(base: Path) -> list[Weight]:
     found: list[Weight] = []
     for file in shard_files(base):
         try:
-            with safe_open(file, framework="pt", **_READ) as tensors:
+            with safe_open(file, framework="pt", **READ) as tensors:
                 shapes = {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
         except (safetensors.SafetensorError, OSError) as error:
             raise UserError(str(file), f"cannot be read ({error})", "download the base model again") from None
         found += [Weight(n, shape, file, n) for n, shape in shapes.items() if not n.endswith("rotary_emb.inv_freq")]
     return found
-
-
-def shard_files(base: Path) -> list[Path]:
-    """The safetensors files of a checkpoint, in the order of their names.
-
-    Raises:
-        UserError: there is none.
-    """
-    if (base / INDEX).is_file():
-        weight_map = json.loads((base / INDEX).read_text())["weight_map"]
-        return [base / name for name in sorted(set(weight_map.values()))]
-    single = base / "model.safetensors"
-    if not single.is_file():
-        todo = "save the base model as safetensors (AutoModelForCausalLM.from_pretrained(...).save_pretrained(...))"
-        raise UserError(str(base), "no model.safetensors", todo)
-    return [single]
 
 
 def cut(weights: Sequence[Weight], itemsize: int, max_bytes: int) -> list[list[Weight]]:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from data.errors import UserError
@@ -19,6 +18,7 @@ from export.merge.vocabulary import Vocabulary, vocabulary_of
 from export.merge.weights import EMBEDDING, merged_weights
 from train.config import Config
 from train.model.base import load_model_config, load_tokenizer
+from train.model.checkpoint_files import base_directory
 from train.model.identity import BaseIdentity, identify, name_to_publish, recorded, require_same_base
 from train.rope.spec import RopeSpec
 from train.run.directory import Run, open_run
@@ -94,7 +94,7 @@ def open_source(path: Path, form: Form) -> Source:
     """
     _refuse_checkpoint(path)
     run, config = open_run(path)
-    base = base_directory(config)
+    base = base_directory(config.model.name_or_path, config.model.revision)
     model_config, rope = load_model_config(config.model)
     if RopeSpec.load(run.adapter) != rope:
         raise UserError(str(run.adapter), "its rope.json and the run's config disagree", "train again")
@@ -111,23 +111,6 @@ def open_source(path: Path, form: Form) -> Source:
 def adapter_sha256(run: Run) -> str:
     """Hash of the adapter's weights."""
     return sha256_of(run.adapter / "adapter_model.safetensors")
-
-
-def base_directory(config: Config) -> Path:
-    """Where the base's files are on this machine.
-
-    Raises:
-        UserError: nowhere.
-    """
-    local = Path(config.model.name_or_path).expanduser()
-    if local.is_dir():
-        return local
-    try:
-        cached = snapshot_download(config.model.name_or_path, revision=config.model.revision, local_files_only=True)
-    except (OSError, ValueError) as error:
-        todo = "put the base model back where the run's config.yaml says it is"
-        raise UserError(config.model.name_or_path, f"is not on this machine ({type(error).__name__})", todo) from None
-    return Path(cached)
 
 
 def predicted_bytes(source: Source, form: Form) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, ValidationInfo, field_validator
 
 from train.config.rope import RopeScaling
 from train.config.section import Positive, Section
@@ -73,3 +73,11 @@ class Lora(Section):
     """Accept that it learned other positions, as a stage does that stretches further."""
     modules_to_save: tuple[Literal["embed_tokens", "norm"], ...] = ()
     """Also train these in full, as for windows stretched 8x and more: [embed_tokens, norm]. A tied head is untied."""
+
+    @field_validator("use_dora")
+    @classmethod
+    def _begins_as_the_base(cls, value: bool, info: ValidationInfo) -> bool:
+        start = info.data.get("init_lora_weights")
+        if value and start in ("pissa", "loftq"):
+            raise ValueError(f"dora's magnitudes are the base's own, which {start} does not begin with; use eva")
+        return value

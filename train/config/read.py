@@ -66,7 +66,10 @@ def stage_configs(config: Config) -> list[Config]:
 
 
 _OF_ALL_STAGES = {
-    "lora": ("r", "lora_alpha", "target_modules", "modules_to_save"),
+    "lora": (
+        *("r", "lora_alpha", "target_modules", "layers_to_transform", "modules_to_save"),
+        *("init_lora_weights", "use_rslora", "use_dora"),
+    ),
     "model": ("name_or_path", "revision"),
 }
 

@@ -56,6 +56,14 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _rows_can_be_shared(self) -> Config:
+        if self.train.context_parallel_size > 1 and self.model.attn_implementation != "auto":
+            raise ValueError(
+                "train.context_parallel_size needs model.attn_implementation: auto (others see whole rows)"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _short_rows_fit(self) -> Config:
         if (self.data.short_length or 0) > self.model.max_length:
             raise ValueError(f"data.short_length is more than model.max_length = {self.model.max_length}")

@@ -6,6 +6,7 @@ Everything that trains is float32, as its own master: in bfloat16 a step of 1e-4
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,12 +15,15 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils import ModulesToSaveWrapper
 from safetensors.torch import load_file
+from transformers import PreTrainedModel
 
 from data.errors import UserError
 from train.config import Lora
 from train.model.base import Base
+from train.model.frozen_half import freeze_half, recorded_frozen_half, with_frozen_half, without_frozen_half
 from train.model.fused import use_fused_layers
 from train.rope.spec import RopeSpec
 
@@ -27,16 +31,24 @@ from train.rope.spec import RopeSpec
 def attach_adapter(base: Base, lora: Lora, seed: int) -> PeftModel:
     """The base with a trainable adapter: a new one drawn from `seed`, or the one of `lora.init_from`.
 
+    A new one whose weights are to come from the base or the data (train/model/start.py) has its shape here, no more.
+
     Raises:
         UserError: `init_from` holds no adapter, one of another shape, or one that learned other positions.
     """
     if lora.init_from is not None:
         return _continue_adapter(base, lora, lora.init_from)
     torch.manual_seed(seed)
+    config, in_halves = _lora_config(lora, base.model), lora.init_lora_weights == "pissa"
     with _untied_on_purpose():
-        model = get_peft_model(base.model, use_fused_layers(_lora_config(lora)), autocast_adapter_dtype=True)
+        whole = use_fused_layers(with_frozen_half(config) if in_halves else config)
+        model = get_peft_model(base.model, whole, autocast_adapter_dtype=True)
     assert isinstance(model, PeftModel)
+    # How it began is the run's to tell: to whoever loads it, it is plain LoRA, with nothing to draw or to take away.
+    config.init_lora_weights = True
     train_copies_in_float32(model)
+    if in_halves:
+        freeze_half(model)
     return model
 
 
@@ -44,18 +56,42 @@ def _continue_adapter(base: Base, lora: Lora, run: Path) -> PeftModel:
     folder = adapter_dir(run)
     if not lora.init_from_other_rope:
         require_same_rope(base, folder)
-    _require_same_shape(_saved_lora_config(folder), lora, run)
-    return load_adapter(base, folder, trainable=True, lora_dropout=lora.lora_dropout)
+    saved = _saved_lora_config(folder)
+    in_halves = recorded_frozen_half(folder, saved)
+    _require_same_shape(saved, in_halves, lora, base.model, run)
+    model = load_adapter(base, folder, trainable=True, lora_dropout=lora.lora_dropout)
+    if in_halves:
+        freeze_half(model)
+    return model
 
 
-def _require_same_shape(saved: LoraConfig, lora: Lora, run: Path) -> None:
-    if (saved.r, saved.lora_alpha) != (lora.r, lora.lora_alpha):
-        found = f"its adapter has r {saved.r} and lora_alpha {saved.lora_alpha}, not {lora.r} and {lora.lora_alpha}"
+def _require_same_shape(saved: LoraConfig, in_halves: bool, lora: Lora, model: PreTrainedModel, run: Path) -> None:
+    """Refuse an adapter that is not what the settings describe."""
+    if in_halves != (lora.init_lora_weights == "pissa"):
+        found = f"its adapter has {'a' if in_halves else 'no'} frozen half, as PiSSA leaves one"
+        raise UserError(str(run), found, "set lora.init_lora_weights to what it began with")
+    r, alpha = without_frozen_half(saved) if in_halves else (saved.r, saved.lora_alpha)
+    if r != lora.r or not math.isclose(alpha, lora.lora_alpha):
+        found = f"its adapter has r {r} and lora_alpha {alpha:g}, not {lora.r} and {lora.lora_alpha:g}"
         raise UserError(str(run), found, "give lora.r and lora.lora_alpha the values it was trained with")
+    for key in ("use_rslora", "use_dora"):
+        if getattr(saved, key) != getattr(lora, key):
+            found = f"its adapter has {key} {getattr(saved, key)}, not {getattr(lora, key)}"
+            raise UserError(str(run), found, f"give lora.{key} the value it was trained with")
     theirs, ours = (", ".join(sorted(names)) for names in (saved.modules_to_save or (), lora.modules_to_save))
     if theirs != ours:
         found = f"its adapter trained the modules [{theirs}] in full, not [{ours}]"
         raise UserError(str(run), found, f"set lora.modules_to_save=[{theirs}], the value it was trained with")
+    adapted, wanted = _adapted(saved, model), _adapted(_lora_config(lora, model), model)
+    if adapted != wanted:
+        found = f"its adapter is on {len(adapted)} layers, and {len(wanted)} are asked for, other ones"
+        todo = "give lora.target_modules and lora.layers_to_transform the values it was trained with"
+        raise UserError(str(run), f"{found} ({min(adapted ^ wanted)})", todo)
+
+
+def _adapted(config: LoraConfig, model: PreTrainedModel) -> set[str]:
+    """Names of the layers that an adapter of these settings is on."""
+    return {name for name, _ in model.named_modules() if check_target_module_exists(config, name)}
 
 
 def require_same_rope(base: Base, folder: Path) -> None:
@@ -124,17 +160,32 @@ def _saved_lora_config(folder: Path) -> LoraConfig:
     except (OSError, ValueError, json.JSONDecodeError) as error:
         raise UserError(str(folder), f"no readable adapter ({error})", "give a run or adapter directory") from None
     assert isinstance(config, LoraConfig)
+    if not (folder / "adapter_model.safetensors").is_file():
+        found = "no adapter_model.safetensors; pickled weights are not read"
+        raise UserError(str(folder), found, "save the adapter as safetensors")
     return config
 
 
-def _lora_config(lora: Lora) -> LoraConfig:
-    targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
+def _lora_config(lora: Lora, model: PreTrainedModel) -> LoraConfig:
     return LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.r,
         lora_alpha=lora.lora_alpha,  # type: ignore[arg-type]
         lora_dropout=lora.lora_dropout,
-        target_modules=targets,
+        target_modules=_target_modules(lora, model),
+        layers_to_transform=list(lora.layers_to_transform) or None,
         modules_to_save=list(lora.modules_to_save) or None,
+        init_lora_weights="gaussian" if lora.init_lora_weights == "gaussian" else True,
+        use_rslora=lora.use_rslora,
+        use_dora=lora.use_dora,
         bias="none",
     )
+
+
+def _target_modules(lora: Lora, model: PreTrainedModel) -> list[str]:
+    """Last parts of the names; peft takes no `all-linear` where layers are chosen, so it is spelt out."""
+    if lora.target_modules != "all-linear":
+        return list(lora.target_modules)
+    head = model.get_output_embeddings()
+    linears = (name for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not head)
+    return sorted({name.rsplit(".", 1)[-1] for name in linears})

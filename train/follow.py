@@ -14,9 +14,9 @@ from train.evaluate.history import History
 from train.loop import Step, train
 from train.opening import Session
 from train.ranks.pulse import meet
-from train.run import track
 from train.run.memory import peak_memory_gb
 from train.run.metrics import Metrics, read_metrics
+from train.track.trackers import Trackers
 from train.trouble.judge import Judge
 
 
@@ -37,8 +37,10 @@ def follow(session: Session) -> Ending:
     history = History.of(read_metrics(session.run.metrics, session.start))
     # The history is read before the main process drops what came later.
     meet(session.accelerator, parts.pulse, "opening: all that the run has done so far")
+    trackers = Trackers(session.run, board.warn)
+    if main:
+        trackers.start(session.config, session.start)
     metrics = Metrics(session.run.metrics, session.start, board.warn) if main else None
-    trackers = track.start_trackers(session.config, board.warn) if main else []
     # A checkpoint must not be there without the lines of its steps.
     keeper = Keeper(session.run.checkpoints, session.config.train, board.warn, metrics.settle) if metrics else None
     judge = _judge(session)
@@ -50,8 +52,7 @@ def follow(session: Session) -> Ending:
             history.add(record)
             if metrics:
                 metrics.write(record)
-            values = {k: v for k, v in record.items() if k != "step" and v is not None}
-            track.log(trackers, values, step.step, board.warn)
+            trackers.log(record)
         parts.pulse.at(f"step {step.step}: saving")
         last = step.step == parts.steps.total or _has_enough(session, history)
         if keeper and (last or step.stop or history.best == step.step or keeper.is_due(step.step)):
@@ -59,9 +60,9 @@ def follow(session: Session) -> Ending:
             keeper.save(step.step, parts.model, parts.optimizer, session.rope, history.best, final=final)
         meet(session.accelerator, parts.pulse, f"step {step.step}: what was saved")
         if step.stop and not last:
-            track.finish(trackers, board.warn)
+            trackers.finish()
             return Ending.INTERRUPTED
-    track.finish(trackers, board.warn)
+    trackers.finish()
     if _has_enough(session, history):
         fruitless = counted(history.without_better(parts.settings.early_stopping_threshold), "evaluation")
         board.say(f"stopped early: {fruitless} in a row no better than that of step {history.best}")
@@ -114,7 +115,7 @@ def _evaluate(session: Session, held_out: HeldOut, step: Step) -> list[dict[str,
     if not (last or (every and step.step % every == 0)):
         return []
     session.parts.pulse.at(f"step {step.step}: evaluating")
-    found = held_out.evaluate(session.parts.model, session.accelerator)
+    found = held_out.evaluate(session.parts.model, session.accelerator, session.parts.group)
     if found is None:
         return []
     session.board.say(f"step {step.step}: {found.told()}")

@@ -4,7 +4,7 @@ config.yaml        the resolved config            environment.json   versions, g
 data.json          the accounting of the data     plan.json          memory, steps and rope before the start
 metrics.jsonl      one object per step            checkpoints/       step-NNNNNN, newest last
 adapter/           the result                     evals/, merged/    what later commands add
-base.json          which weights the base has
+base.json          which weights the base has     trackers.json      which runs of trackers these are
 stages/            a directory like this one for each stage, where a run has stages
 """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 
@@ -19,7 +20,7 @@ from train.follow import Ending
 from train.model.base import NotAtHandError, check_positions
 from train.plan import Where, describe, estimate
 from train.ranks.failure import told_once
-from train.ranks.processes import start_processes
+from train.ranks.processes import require_one_config, start_processes
 from train.ranks.pulse import pulse_of
 from train.recipe import sources_of
 from train.run.console import Board, quiet_libraries
@@ -44,9 +45,13 @@ def main() -> int:
 
 
 def _run(config: Config, resume: bool) -> Ending:
-    accelerator = start_processes(config.train.stall_minutes)
+    minutes = config.train.stall_minutes
     try:
-        with pulse_of(accelerator, config.train.stall_minutes) as pulse:
+        with pulse_of(minutes) as pulse:
+            pulse.waits("joining the other processes")
+            accelerator = start_processes(minutes)
+            require_one_config(accelerator, config_yaml(config))
+            pulse.at("opening")
             return run_whole(config, accelerator, resume=resume, pulse=pulse)
     except KeyboardInterrupt:
         todo = "start again with --resume to continue from the newest checkpoint"
@@ -83,8 +88,15 @@ def _warn_if_missing(source: Source, board: Board) -> None:
         board.warn(f"{error.where}: {error.found} (yet)")
 
 
+class _Parser(argparse.ArgumentParser):
+    """One whose mistakes are told like all others, by one process."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError("the command line", message, "`python -m train --help` shows what it takes")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="accelerate launch -q -m train",
         description="Train a QLoRA adapter from one YAML file.",
         epilog="settings (a.b=c on the command line, or nested in the YAML file):\n" + help_text(),

@@ -1,10 +1,14 @@
-"""Between the steps: judge each, evaluate, record, save, and see whether there is a reason to stop."""
+"""Between the steps: judge each, evaluate, record, save, and see whether there is a reason to stop.
+
+Who is asked to stop saves at once: an evaluation that is due then is made when the run is resumed, with equal result.
+"""
 
 from __future__ import annotations
 
 import enum
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from data.wording import counted
@@ -27,6 +31,22 @@ class Ending(enum.Enum):
     INTERRUPTED = enum.auto()
 
 
+@dataclass
+class _Books:
+    """Where what is known of a step is written down."""
+
+    history: History
+    metrics: Metrics | None
+    trackers: Trackers
+
+    def enter(self, *records: dict[str, Any]) -> None:
+        for record in records:
+            self.history.add(record)
+            if self.metrics:
+                self.metrics.write(record)
+            self.trackers.log(record)
+
+
 def follow(session: Session) -> Ending:
     """Run the loop to its end, or to the step at which a process was asked to stop.
 
@@ -45,14 +65,15 @@ def follow(session: Session) -> Ending:
     keeper = Keeper(session.run.checkpoints, session.config.train, board.warn, metrics.settle) if metrics else None
     judge = _judge(session)
     held_out = HeldOut.of(session.validation, parts.settings.eval_contexts, board.warn)
+    books = _Books(history, metrics, trackers)
+    if session.start and session.start not in dict(history.evaluations):
+        books.enter(*_evaluate(session, held_out, session.start))  # the stop did not wait for it
     for step in board.follow(_steps(session, history), session.start, parts.steps.total):
         parts.pulse.at(f"step {step.step}: recording")
         judge.look_at(step, history)
-        for record in [_record(step, history), *_evaluate(session, held_out, step)]:
-            history.add(record)
-            if metrics:
-                metrics.write(record)
-            trackers.log(record)
+        books.enter(_record(step, history))
+        if not step.stop or step.step == parts.steps.total:
+            books.enter(*_evaluate(session, held_out, step.step))
         parts.pulse.at(f"step {step.step}: saving")
         last = step.step == parts.steps.total or _has_enough(session, history)
         if keeper and (last or step.stop or history.best == step.step or keeper.is_due(step.step)):
@@ -110,13 +131,14 @@ def _finite(number: float) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _evaluate(session: Session, held_out: HeldOut, step: Step) -> list[dict[str, Any]]:
-    every, last = session.config.train.eval_steps, step.step == session.parts.steps.total
-    if not (last or (every and step.step % every == 0)):
+def _evaluate(session: Session, held_out: HeldOut, step: int) -> list[dict[str, Any]]:
+    """What there is to record after so many steps, where an evaluation is due."""
+    every, last = session.config.train.eval_steps, step == session.parts.steps.total
+    if not (last or (every and step % every == 0)):
         return []
-    session.parts.pulse.at(f"step {step.step}: evaluating")
+    session.parts.pulse.at(f"step {step}: evaluating")
     found = held_out.evaluate(session.parts.model, session.accelerator, session.parts.group)
     if found is None:
         return []
-    session.board.say(f"step {step.step}: {found.told()}")
-    return [found.record(step.step)]
+    session.board.say(f"step {step}: {found.told()}")
+    return [found.record(step)]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from datetime import timedelta
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, InitProcessGroupKwargs
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, gather_object
 
 from data.errors import UserError
 
@@ -39,6 +40,19 @@ def start_processes(stall_minutes: float = 30.0) -> Accelerator:
         found = f"the strategy {accelerator.distributed_type.value} is not supported"
         raise UserError("accelerate launch", found, "use one of configs/accelerate/*.yaml with --config_file")
     return accelerator
+
+
+def require_one_config(accelerator: Accelerator, config: str) -> None:
+    """Check that all processes were given the same; several machines can have several copies of a file.
+
+    Raises:
+        UserError: naming the ranks whose config is not that of rank 0.
+    """
+    digests = gather_object([hashlib.sha256(config.encode()).hexdigest()])
+    others = [str(rank) for rank, digest in enumerate(digests) if digest != digests[0]]
+    if others:
+        found = f"the config of rank {', '.join(others)} is not that of rank 0"
+        raise UserError("accelerate launch", found, "start the same command with the same config on every machine")
 
 
 def use_all_cores(processes: int) -> None:

@@ -7,9 +7,11 @@ for the others longer than `train.stall_minutes`, or another one has failed, it 
 from __future__ import annotations
 
 import os
+import re
 import sys
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Protocol
 
@@ -26,6 +28,12 @@ PATIENCE = 5.0
 FINISH = 20.0
 ENDED_BY_ANOTHER = 1
 NAMED = 8  # processes that a message tells one by one
+
+
+class LostProcessError(UserError):
+    """Another process is gone, and has not said why."""
+
+    exit_code = ENDED_BY_ANOTHER
 
 
 class Pulse(Protocol):
@@ -63,10 +71,11 @@ class Heartbeat:
         own: tells the others; used by the thread that trains.
         seen: reads what they tell; used by the thread that watches.
         limit: seconds that this process waits for others.
+        end: ends this process, whatever the thread that trains is waiting for.
     """
 
-    def __init__(self, own: Notes, seen: Notes, limit: float) -> None:
-        self._own, self._seen, self._limit = own, seen, limit
+    def __init__(self, own: Notes, seen: Notes, limit: float, end: Callable[[], None] | None = None) -> None:
+        self._own, self._seen, self._limit, self._end = own, seen, limit, end or _end
         self._over = threading.Event()
         self._now, self._since = here("starting", waits=False), time.monotonic()
         self._thread = threading.Thread(target=self._watch, name="pulse", daemon=True)
@@ -81,6 +90,7 @@ class Heartbeat:
 
     def __enter__(self) -> Heartbeat:
         self._own.put(self._now)
+        self._since = time.monotonic()
         self._thread.start()
         return self
 
@@ -108,9 +118,10 @@ class Heartbeat:
             if failed_at is not None or self._seen.failed():
                 failed_at = failed_at or time.monotonic()
                 if time.monotonic() - failed_at >= (PATIENCE if self._now.waits else FINISH):
-                    _end()
+                    return self._end()
             elif waited >= self._limit:
-                self._tell_stall(waited)
+                return self._tell_stall(waited)
+        return None
 
     def _tell_stall(self, waited: float) -> None:
         """Say who stalled, if nobody has, and end this process: the thread that trains may never come back."""
@@ -119,13 +130,11 @@ class Heartbeat:
             print(f"error: {stalled(phases, self._seen.ranks, waited)}", file=sys.stderr, flush=True)
         elif self._over.wait(PATIENCE):
             return
-        _end()
+        self._end()
 
 
-def pulse_of(accelerator: Accelerator, stall_minutes: float) -> Heartbeat | Silent:
+def pulse_of(stall_minutes: float) -> Heartbeat | Silent:
     """The pulse of this process; nobody waits for a single one."""
-    if accelerator.num_processes == 1:
-        return Silent()
     own, seen = notes_of_launch(), notes_of_launch()
     return Heartbeat(own, seen, 60 * stall_minutes) if own and seen else Silent()
 
@@ -164,9 +173,10 @@ def lost(rank: int, phase: str, reason: str, phases: dict[int, Phase]) -> UserEr
     """Another process ended, or its machine is out of reach, and it has not said why."""
     others = [_place(other, at) for other, at in sorted(phases.items()) if other != rank]
     last = f"; the others were last heard of: {'; '.join(others[:NAMED])}" if others else ""
-    found = f"lost another process in '{phase}' ({reason.strip().splitlines()[0]}){last}"
+    said = re.sub(r"^\[[^]]*\] ", "", reason.strip()).splitlines()[0].split(". ")[0]
+    found = f"lost another process in '{phase}' ({said}){last}"
     todo = "see how that process ended (killed for memory? the launcher's report has its exit code); --resume goes on"
-    return UserError(f"rank {rank}", found, todo)
+    return LostProcessError(f"rank {rank}", found, todo)
 
 
 def is_lost_connection(error: BaseException) -> bool:

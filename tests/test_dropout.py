@@ -15,6 +15,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from data.batch import Batch, collate, token_keys
+from data.pack import RowIndex
+from data.rows import Rows
 from data.tokens import Example
 from train.config import Lora, Model, Quantization
 from train.loss import token_loss_sum
@@ -119,6 +121,24 @@ def test_a_token_keeps_its_key_wherever_its_document_is() -> None:
     assert torch.equal(skipped.keys, alone.keys)
     copy = collate([b], names=[(11, 1)])
     assert len({*together.keys[0].tolist(), *copy.keys[0].tolist()}) == 11
+
+
+class Table:
+    """As many documents as asked for, of three tokens each."""
+
+    def example(self, index: int) -> Example:
+        return example(index, 5, 6)
+
+
+def test_a_record_that_a_weight_repeats_is_drawn_for_anew() -> None:
+    index = RowIndex(np.array([4, 2, 4, 4]), np.array([0, 2, 3, 4]))
+    rows = Rows(Table(), index)  # type: ignore[arg-type]
+    first = rows.batch([0]).keys[0].tolist()
+    every = rows.batch([2, 0, 1]).keys[0].tolist()
+    assert len(set(every)) == len(every)
+    assert every[3:9] == first
+    assert every[3:6] == token_keys(4, 0, 3).tolist()
+    assert every[:3] == token_keys(4, 2, 3).tolist()
 
 
 def test_the_lengths_are_those_of_each_tokens_document() -> None:

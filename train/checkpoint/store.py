@@ -53,7 +53,7 @@ def save_checkpoint(
         tensors, values = optimizer_state(optimizer)
         save_file(tensors, aside / _OPTIMIZER)
         state = {"step": step, "optimizer": values, "parameters": _names(model, optimizer)}
-        (aside / _STATE).write_text(json.dumps(state))
+        (aside / _STATE).write_text(json.dumps(state, sort_keys=True))
         write_manifest(aside, step)
     return final
 

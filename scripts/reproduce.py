@@ -22,8 +22,9 @@ from train.run.console import Board, quiet_libraries
 from train.run.directory import Run
 
 STEPS = 5
-# What other processes may change: the same numbers, summed in another order.
-ROUNDING = 1e-3
+# What another number of processes may change: the gradients are summed in another order. In bfloat16 such a last bit
+# stays without effect for some steps (14 of 20 on a tiny model), and then grows: to 1e-4 of a loss there.
+ROUNDED, ROUNDING = {"loss", "grad_norm"}, 1e-3
 SAME, DIFFERENT = 0, 1
 
 
@@ -50,10 +51,11 @@ def reproduce(run: Run, config: Config, steps: int) -> int:
 
 
 def agrees(done: Rerun) -> bool:
-    """Equal to the bit, or on another number of processes, to rounding."""
-    found = [one.relative for differences in done.differences for one in differences]
+    """Equal to the bit; on another number of processes, the losses to rounding and all that is counted exactly."""
+    found = [one for differences in done.differences for one in differences]
     then, now = done.processes
-    return not found or (then != now and max(found) <= ROUNDING)
+    rounded = all(one.name in ROUNDED and (one.name != "loss" or one.relative <= ROUNDING) for one in found)
+    return not found or (then != now and rounded)
 
 
 def table(done: Rerun) -> Table:
@@ -76,11 +78,10 @@ def verdict(done: Rerun) -> list[str]:
     lines = [_first_difference(*first)]
     then, now = done.processes
     if then != now:
-        apart = max(one.relative for found in done.differences for one in found)
+        losses = (one.relative for found in done.differences for one in found if one.name == "loss")
         found = "the same but for rounding" if agrees(done) else "more than rounding"
-        lines.append(
-            f"{found}: at most {apart:.1e} apart (processes: {then} then, {now} now; to the bit only on {then})"
-        )
+        apart = f"losses at most {max(losses, default=0.0):.1e} apart, relative"
+        lines.append(f"{found}: {apart} (processes: {then} then, {now} now; to the bit only on {then})")
     defect = "nothing that the run recorded differs: this is a defect, please report it"
     return lines + (["changed since:", *changes] if changes else [defect])
 
@@ -90,7 +91,7 @@ def _first_difference(step: Step, one: Difference) -> str:
 
 
 def _told(differences: list[Difference]) -> str:
-    return ", ".join(f"{one.name} differs by {one.relative:.1e}" for one in differences) or "identical"
+    return f"{max(one.relative for one in differences):.1e} apart" if differences else "identical"
 
 
 def _number(value: float | None) -> str:

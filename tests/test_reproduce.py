@@ -234,11 +234,17 @@ def test_the_verdict_says_what_agreed_and_what_has_changed() -> None:
     ]
     assert verdict(of(0.5, (1, 1), "a.jsonl is gone"))[1:] == ["changed since:", "  a.jsonl is gone"]
     assert verdict(of(0.5, (1, 1)))[1].endswith("this is a defect, please report it")
-    assert verdict(of(1e-7, (2, 1), "x"))[1].startswith("the same but for rounding: at most 6.7e-08 apart")
+    assert verdict(of(1e-7, (2, 1), "x"))[1].startswith("the same but for rounding: losses at most 6.7e-08 apart")
     assert verdict(of(0.5, (2, 1), "x"))[1].startswith("more than rounding")
     assert [agrees(of(0.0, (1, 1))), agrees(of(1e-7, (1, 1))), agrees(of(1e-7, (2, 1))), agrees(of(0.5, (2, 1)))] == [
         *(True, False, True, False)
     ]
+
+
+def test_what_is_counted_is_never_a_matter_of_rounding() -> None:
+    other_norm, other_rows = replace(STEP, loss=1.5000001, grad_norm=0.2505), replace(STEP, tokens=201)
+    assert agrees(Rerun([LINE], [other_norm], (), (2, 1)))
+    assert not agrees(Rerun([LINE], [other_rows], (), (2, 1)))
 
 
 def test_what_changed_in_an_environment_is_told_by_name() -> None:

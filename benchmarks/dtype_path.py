@@ -31,6 +31,7 @@ from train.model.adapter import attach_adapter
 from train.model.base import checkpoint_activations, load_base, load_tokenizer
 from train.model.dropout import install_draws
 from train.optim import build_optimizer
+from train.ranks.context import RowGroup
 from train.recipe import open_data
 from train.run.console import quiet_libraries
 
@@ -84,7 +85,7 @@ def train_curve(
         losses.append(float(loss.detach()))
         seconds.append(time.perf_counter() - began)
     compute_in_float32(base.model)
-    held_out = HeldOut(rows[1]).evaluate(model, Accelerator())
+    held_out = HeldOut(rows[1]).evaluate(model, Accelerator(), RowGroup())
     return Curve(losses, sorted(seconds)[len(seconds) // 2], held_out.loss if held_out else float("nan"))
 
 

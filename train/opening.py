@@ -15,6 +15,7 @@ from data.tokens import Encoder
 from train.checkpoint.choose import choose_checkpoint
 from train.checkpoint.store import load_checkpoint
 from train.config import Config
+from train.determinism import make_deterministic
 from train.loop import Parts
 from train.model.adapter import attach_adapter
 from train.model.attention import check_isolation
@@ -59,6 +60,7 @@ def open_session(
     Raises:
         UserError: for every mistake that the user can mend before training.
     """
+    make_deterministic(config.train.full_determinism, accelerator.device)
     pulse.at("opening: the data")
     model_config, spec = check_positions(config)
     topology = _topology(config, run, accelerator)

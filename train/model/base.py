@@ -24,10 +24,12 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from data.errors import UserError
 from train.config import Config, Model, Quantization
 from train.model.attention import NAME as PACKED_ATTENTION
+from train.model.own_code import no_safetensors, refuse_own_code
 from train.rope.check import require_window, spec_for, verify
 from train.rope.spec import FILE_NAME as ROPE_FILE
 from train.rope.spec import RopeSpec
@@ -168,13 +170,18 @@ def checkpoint_activations(model: PreTrainedModel) -> None:
 
 
 def _from_hub(auto: Any, name_or_path: str, **options: Any) -> Any:
-    """`auto.from_pretrained`, with what can go wrong said once."""
+    """`auto.from_pretrained`, which runs no code of the checkpoint's, with what can go wrong said once."""
     looks_local = name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1
     if looks_local and not Path(name_or_path).expanduser().is_dir():
         raise NotAtHandError(name_or_path, "no such directory", "set model.name_or_path to a checkpoint's directory")
+    place = str(Path(name_or_path).expanduser())
     try:
-        return auto.from_pretrained(str(Path(name_or_path).expanduser()), **options)
+        if "config" not in options:  # it was loaded from there
+            refuse_own_code(auto, place, **options)
+        return auto.from_pretrained(place, trust_remote_code=False, **options)
     except (OSError, ImportError, HfHubHTTPError, SafetensorError, ValueError) as error:
+        if options.get("use_safetensors") and SAFE_WEIGHTS_NAME in str(error):
+            raise no_safetensors(name_or_path) from None
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         todo = "set model.name_or_path to a checkpoint's directory, or check the name and the network"
         raise NotAtHandError(name_or_path, f"cannot be loaded: {first_line}", todo) from None

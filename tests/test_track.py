@@ -20,7 +20,7 @@ from train.run.metrics import Metrics
 from train.session import run_training
 from train.track import kinds, trackers
 from train.track.kinds import run_name
-from train.track.known import Known, last_step, read_known
+from train.track.known import NOWHERE, Known, last_place, read_known
 from train.track.trackers import Trackers
 
 MINIMAL = {"model": {"name_or_path": "m"}, "data": {"sources": ["d.jsonl"]}}
@@ -121,7 +121,7 @@ def test_what_a_tracker_lacks_it_is_given_when_it_is_back(
     monkeypatch.setattr(Memory, "fails_at", 6)
     launch(run, warnings, "wandb", 4, 8)
     assert warnings == ["wandb stopped recording: gone"]
-    assert read_known(run.path)["wandb"] == Known("run-0", 5, recording=False)
+    assert read_known(run.path)["wandb"] == Known("run-0", (5, False), recording=False)
     monkeypatch.setattr(Memory, "fails_at", None)
     launch(run, warnings, "", 8, 9)
     launch(run, warnings, "wandb", 9, 10)
@@ -161,13 +161,26 @@ def test_a_full_disk_is_told(run: Run, memory: type[Memory], warnings, monkeypat
     assert memory.runs == {"run-0": [0, 1]}
 
 
-def test_the_last_step_is_found_behind_a_line_that_was_cut(tmp_path: Path) -> None:
+def test_an_evaluation_that_is_made_up_for_after_a_stop_is_given_too(run: Run, memory: type[Memory], warnings) -> None:
+    evaluation = {"step": 3, "validation_loss": 1.0}
+    launch(run, warnings, "wandb", 0, 3)
+    for _ in range(2):
+        tracked = Trackers(run, warnings.append)
+        tracked.start(config(run, "wandb"), 3)
+        tracked.log(evaluation)
+        tracked.finish()
+    assert memory.runs == {"run-0": [0, 1, 2, 3, 3]}
+
+
+def test_the_last_record_is_found_behind_a_line_that_was_cut(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    assert last_step(path) == 0
+    assert last_place(path) == NOWHERE
     path.write_text('{"step": 4}\n{"step": 5, "loss": 1.0}\n{"step": 6, "lo')
-    assert last_step(path) == 5
+    assert last_place(path) == (5, False)
+    path.write_text('{"step": 4}\n{"step": 4, "validation_loss": null}\n')
+    assert last_place(path) == (4, True)
     path.write_text("")
-    assert last_step(path) == 0
+    assert last_place(path) == NOWHERE
 
 
 def test_names_are_such_that_every_tracker_takes_them() -> None:
@@ -213,7 +226,7 @@ def test_wandb_offline_goes_on_with_the_same_run(run: Run, warnings, monkeypatch
     launch(run, warnings, "wandb", 2, 5)
     assert not warnings
     known = read_known(run.path)["wandb"]
-    assert known.logged == 5
+    assert known.logged == (5, False)
     files = sorted((run.path / "wandb").glob("offline-run-*/run-*.wandb"))
     assert [file.name for file in files] == [f"run-{known.id}.wandb"] * 2
 

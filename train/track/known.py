@@ -5,8 +5,19 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 NAME = "trackers.json"
+
+
+# Where a record stands among the others: its step, and whether it is that step's evaluation, which comes after it.
+Place = tuple[int, bool]
+NOWHERE: Place = (0, True)
+
+
+def place_of(record: dict[str, Any]) -> Place:
+    """Of a record of metrics.jsonl."""
+    return int(record["step"]), "validation_loss" in record
 
 
 @dataclass(frozen=True)
@@ -15,16 +26,16 @@ class Known:
 
     Attributes:
         id: by what the tracker finds it again.
-        logged: the last step that it was given, as of the last time that this was written.
-        recording: a launch is giving it steps, or was killed while it did: it has all that metrics.jsonl has.
+        logged: the last record that it was given, as of the last time that this was written.
+        recording: a launch is giving it records, or was killed while it did: it has all that metrics.jsonl has.
     """
 
     id: str
-    logged: int
+    logged: Place
     recording: bool
 
-    def settled(self, recorded: int) -> Known:
-        """The same in the next launch, which finds `recorded` as the last step in metrics.jsonl."""
+    def settled(self, recorded: Place) -> Known:
+        """The same in the next launch, which finds `recorded` last in metrics.jsonl."""
         logged = max(self.logged, recorded) if self.recording else self.logged
         return Known(self.id, logged, recording=False)
 
@@ -32,8 +43,9 @@ class Known:
 def read_known(folder: Path) -> dict[str, Known]:
     """By the tracker's name; empty where there is no such file, or none that can be read."""
     try:
-        return {name: Known(**one) for name, one in json.loads((folder / NAME).read_text()).items()}
-    except (OSError, ValueError, TypeError, AttributeError):
+        found = json.loads((folder / NAME).read_text())
+        return {name: _known(one) for name, one in found.items()}
+    except (OSError, ValueError, TypeError, AttributeError, KeyError):
         return {}
 
 
@@ -42,15 +54,20 @@ def to_json(known: dict[str, Known]) -> dict[str, dict[str, object]]:
     return {name: asdict(one) for name, one in known.items()}
 
 
-def last_step(metrics: Path) -> int:
-    """The last step that metrics.jsonl tells of, be it before or after the checkpoint; 0 where there is none."""
+def last_place(metrics: Path) -> Place:
+    """Of the last record in metrics.jsonl, be it before or after the checkpoint; NOWHERE where there is none."""
     try:
         lines = metrics.read_bytes().splitlines()
     except OSError:
-        return 0
+        return NOWHERE
     for line in reversed(lines):
         try:
-            return int(json.loads(line)["step"])
+            return place_of(json.loads(line))
         except (ValueError, TypeError, KeyError):
             continue  # cut by a kill
-    return 0
+    return NOWHERE
+
+
+def _known(written: dict[str, Any]) -> Known:
+    step, is_evaluation = written["logged"]
+    return Known(written["id"], (step, is_evaluation), written["recording"])

@@ -19,7 +19,7 @@ from train.config import Config
 from train.run.directory import Run
 from train.run.metrics import read_metrics
 from train.track.kinds import ADVICE, INSTALL, id_of, started
-from train.track.known import NAME, Known, last_step, read_known, to_json
+from train.track.known import NAME, NOWHERE, Known, Place, last_place, place_of, read_known, to_json
 
 # What mlflow allows in a name; the others allow more.
 _UNUSUAL = re.compile(r"[^\w\-. :/]")
@@ -36,14 +36,14 @@ class Trackers:
         self._run, self._warn = run, warn
         self._active: dict[str, GeneralTracker] = {}
         self._known: dict[str, Known] = {}
-        self._had: dict[str, int] = {}  # the last step that a tracker has from earlier launches
+        self._had: dict[str, Place] = {}  # the last record that a tracker has from earlier launches
 
     def start(self, config: Config, step: int) -> None:
         """Begin or take up the runs of `report_to`'s trackers, and give each what it lacks up to `step`.
 
         To be called before metrics.jsonl is cut back to that step.
         """
-        recorded = last_step(self._run.metrics)
+        recorded = last_place(self._run.metrics)
         self._known = {name: one.settled(recorded) for name, one in read_known(self._run.path).items()}
         for name in config.report_to:
             self._begin(name, config)
@@ -54,19 +54,19 @@ class Trackers:
 
     def log(self, record: dict[str, Any]) -> None:
         """Give a record of metrics.jsonl to every tracker that does not have it."""
-        step = record["step"]
+        place = place_of(record)
         values = {_name(key): value for key, value in record.items() if key != "step" and value is not None}
         for name, tracker in list(self._active.items()):
-            if step <= self._had[name]:
+            if place <= self._had[name]:
                 continue
             try:
-                tracker.log(values, step=step)
+                tracker.log(values, step=place[0])
             except Exception as error:
                 self._warn(f"{name} stopped recording: {_reason(error)}")
                 self._end(name)
                 self._remember()
             else:
-                self._known[name] = replace(self._known[name], logged=step)
+                self._known[name] = replace(self._known[name], logged=place)
 
     def finish(self) -> None:
         """Close all of them."""
@@ -84,7 +84,7 @@ class Trackers:
             tracker = started(name, config, known.id if known else None)
             if known is None:
                 tracker.store_init_configuration(_plain(redacted(config.model_dump(mode="json"))))
-            self._known[name] = Known(id_of(tracker), known.logged if known else 0, recording=True)
+            self._known[name] = Known(id_of(tracker), known.logged if known else NOWHERE, recording=True)
         except ModuleNotFoundError as error:
             self._warn(f"{name} is off for this run: {error.name} is not installed ({INSTALL[name]})")
         except Exception as error:

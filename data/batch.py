@@ -47,6 +47,11 @@ class Batch:
         return int((self.labels != IGNORED).sum())
 
     @property
+    def targets(self) -> torch.Tensor:
+        """What each token has to predict: the next one's label; IGNORED at the end. int64, shape (1, tokens)."""
+        return torch.cat([self.labels[:, 1:], torch.full_like(self.labels[:, :1], IGNORED)], dim=1)
+
+    @property
     def lengths(self) -> torch.Tensor:
         """For each token the number of tokens in its document, int64, shape (1, tokens)."""
         lengths = torch.tensor(self.boundaries, device=self.keys.device).diff()

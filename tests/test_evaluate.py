@@ -28,6 +28,7 @@ from train.evaluate.held_out import Evaluation, HeldOut
 from train.evaluate.loss import Total, categories_of, loss_by_category
 from train.evaluate.scoring import document_sums, token_losses, turns
 from train.model.attention import NAME
+from train.ranks.context import RowGroup
 from train.run.directory import Run
 from train.run.metrics import MEASURED
 from train.session import run_training
@@ -96,7 +97,7 @@ def test_each_document_of_a_packed_row_gets_its_own_losses(model: LlamaForCausal
     documents = [document(20, 1), Example(np.arange(5, dtype=np.int32), np.zeros(5, dtype=bool)), document(31, 2)]
     batch = collate(documents)
     with torch.no_grad():
-        losses = token_losses(model, batch)
+        losses = token_losses(model, batch, RowGroup())
     wanted = [plain_losses(model, one) for one in documents]
     np.testing.assert_allclose(losses, np.concatenate(wanted), rtol=1e-4, atol=1e-5)
     sums, counts = document_sums(losses, batch)
@@ -107,7 +108,7 @@ def test_each_document_of_a_packed_row_gets_its_own_losses(model: LlamaForCausal
 
 def test_categories_are_weighed_by_their_tokens(model: LlamaForCausalLM, table: Table) -> None:
     with torch.no_grad():
-        found = loss_by_category(model, table, categories_of(table), one_process())  # type: ignore[arg-type]
+        found = loss_by_category(model, table, categories_of(table), one_process(), RowGroup())  # type: ignore[arg-type]
     assert list(found) == ["rope", "sea", "tar"]
     for name, total in found.items():
         wanted = np.concatenate([plain_losses(model, one) for category, one in table._all if category == name])
@@ -124,10 +125,7 @@ def test_of_too_many_categories_the_small_ones_are_one(table: Table, monkeypatch
 
 @given(count=st.integers(0, 40), ranks=st.integers(1, 6))
 def test_processes_take_equally_many_turns_and_each_piece_counts_once(count: int, ranks: int) -> None:
-    taken = [
-        list(turns(count, SimpleNamespace(process_index=rank, num_processes=ranks)))  # type: ignore[arg-type]
-        for rank in range(ranks)
-    ]
+    taken = [list(turns(count, RowGroup(rank, ranks))) for rank in range(ranks)]
     assert len({len(one) for one in taken}) == 1
     assert sorted(number for one in taken for number, counts in one if counts) == list(range(count))
     assert all(number < count for one in taken for number, _ in one)
@@ -143,10 +141,10 @@ def test_several_processes_find_what_one_finds(model: LlamaForCausalLM, table: T
         return list(numbers)
 
     def measured(rank: int, ranks: int) -> None:
-        process = SimpleNamespace(process_index=rank, num_processes=ranks, device=torch.device("cpu"))
+        process, group = SimpleNamespace(device=torch.device("cpu")), RowGroup(rank, ranks)
         with torch.no_grad():
-            loss_by_category(model, table, categories_of(table), process)  # type: ignore[arg-type]
-            loss_at_contexts(model, table, (6, 20), process)  # type: ignore[arg-type]
+            loss_by_category(model, table, categories_of(table), process, group)  # type: ignore[arg-type]
+            loss_at_contexts(model, table, (6, 20), process, group)  # type: ignore[arg-type]
 
     for module in (train.evaluate.loss, train.evaluate.contexts):
         monkeypatch.setattr(module, "sum_numbers", catch)
@@ -170,7 +168,7 @@ def test_pieces_are_cut_from_the_end_and_do_not_overlap() -> None:
 def test_the_same_tokens_are_scored_under_each_context(model: LlamaForCausalLM, table: Table) -> None:
     """By hand: the last three tokens of each piece of 20, after 3 and after 17 others."""
     with torch.no_grad():
-        found = loss_at_contexts(model, table, (6, 20), one_process())  # type: ignore[arg-type]
+        found = loss_at_contexts(model, table, (6, 20), one_process(), RowGroup())  # type: ignore[arg-type]
     pieces = [(number, end) for number, size in table.sizes() for end in range(size, 19, -20)]
     for context, total in found.items():
         wanted = []

@@ -22,6 +22,7 @@ from data.dataset import Dataset
 from train.config import Train
 from train.loss import token_loss_sum
 from train.model.dropout import Draws
+from train.ranks.context import RowGroup
 from train.ranks.processes import sum_gradients, sum_numbers
 from train.ranks.pulse import Pulse, Silent
 from train.schedule import Steps, Topology, learning_rate
@@ -76,6 +77,7 @@ class Parts:
 
     Attributes:
         draws: what dropout is drawn by in this model.
+        group: processes that share each row, this one among them.
         wants_to_stop: whether this process was asked to stop.
         pulse: is told what this process does.
     """
@@ -88,6 +90,7 @@ class Parts:
     settings: Train
     accelerator: Accelerator
     draws: Draws
+    group: RowGroup = field(default_factory=RowGroup)
     wants_to_stop: Callable[[], bool] = bool  # bool() is False: nobody asks
     pulse: Pulse = field(default_factory=Silent)
 
@@ -122,7 +125,8 @@ def train(parts: Parts, start: int = 0) -> Iterator[Step]:
 
 def _micro_batch(parts: Parts, step: int, epoch: int, rows: range) -> MicroBatch:
     """Backward through some rows: their gradients are added to those that are there. No rows add nothing."""
-    batch = (parts.data[epoch].batch(rows) if rows else nothing_to_learn()).to(parts.accelerator.device)
+    batch = parts.data[epoch].batch(rows) if rows else nothing_to_learn()
+    batch = parts.group.share(batch).to(parts.accelerator.device)
     parts.draws.point(step, batch.keys, batch.lengths)
     loss = token_loss_sum(parts.model.get_base_model(), batch)  # pyright: ignore[reportArgumentType]
     loss.backward()

@@ -13,22 +13,22 @@ from transformers import PreTrainedModel
 
 from data.batch import IGNORED, Batch
 from train.model.attention import inputs
+from train.ranks.context import Share
 from train.ranks.sharding import gathered
 
 CHUNK = 512  # tokens whose logits exist at the same time: 100 MB in float32 for a vocabulary of 49,152
 
 
-def token_loss_sum(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
+def token_loss_sum(model: PreTrainedModel, batch: Batch | Share) -> torch.Tensor:
     """The cross-entropy of a batch, summed over its trained tokens, in nats, as a float32 scalar with gradient.
 
     Hidden states are cut down to the positions that predict a trained token before the vocabulary is touched.
     """
     hidden = model.get_decoder()(**inputs(batch)).last_hidden_state
-    predicted = batch.labels[0, 1:]
-    chosen = predicted != IGNORED
-    head = head_of(model)
+    targets, head = batch.targets[0], head_of(model)
+    chosen = targets != IGNORED
     with gathered(head):
-        return _ChunkedCrossEntropy.apply(hidden[0, :-1][chosen], head.weight, predicted[chosen])
+        return _ChunkedCrossEntropy.apply(hidden[0, chosen], head.weight, targets[chosen])
 
 
 def head_of(model: PreTrainedModel) -> torch.nn.Linear:

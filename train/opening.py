@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 
+import torch
 from accelerate import Accelerator
 from peft import PeftModel
 
 from data.dataset import Dataset
+from data.errors import UserError
 from data.prepare.make import conversations
 from data.report.tell import summary_of
 from data.rows import Rows
@@ -24,7 +26,10 @@ from train.model.dropout import install_draws
 from train.model.tokenizer_check import tell_tokenizer
 from train.optim import build_optimizer
 from train.plan import describe, estimate
+from train.ranks.context import KEY as CONTEXT_PARALLEL
+from train.ranks.context import RowGroup, join_rows
 from train.ranks.pulse import Pulse
+from train.ranks.sharding import frozen_bytes, is_sharded, shard_base
 from train.recipe import open_data, sources_of
 from train.rope.spec import RopeSpec
 from train.run.console import Board
@@ -63,7 +68,8 @@ def open_session(
     make_deterministic(config.train.full_determinism, accelerator.device)
     pulse.at("opening: the data")
     model_config, spec = check_positions(config)
-    topology = _topology(config, run, accelerator)
+    group = _row_group(config, spec, accelerator)
+    topology = _topology(config, run, group, together=is_sharded(accelerator))
     dataset = _open_data(config, run, accelerator, board)
     report = dataset.report(spec.original_max_position_embeddings)
     plan = estimate(config, model_config)
@@ -85,7 +91,7 @@ def open_session(
         counts = {"steps": steps.total, "rows_per_step": topology.rows_per_step}
         run.write_json("data.json", report.to_json() | {"encoding": dataset.encoding})
         run.write_json("plan.json", {**plan.to_json(), **counts, "rope": rope})
-    parts = Parts(model, optimizer, dataset, steps, topology, config.train, accelerator, draws, stopping, pulse)
+    parts = Parts(model, optimizer, dataset, steps, topology, config.train, accelerator, draws, group, stopping, pulse)
     return Session(config, run, accelerator, board, parts, dataset.validation(), spec, start)
 
 
@@ -105,9 +111,15 @@ def _open_data(config: Config, run: Run, accelerator: Accelerator, board: Board)
 
 def _open_model(config: Config, accelerator: Accelerator, board: Board) -> tuple[Base, PeftModel]:
     """The base and its adapter, with what can be verified of them verified."""
-    base = load_base(config.model, config.quantization, accelerator.device)
+    sharded = is_sharded(accelerator)
+    device = torch.device("cpu") if sharded else accelerator.device
+    base = load_base(config.model, config.quantization, device, to_shard=sharded)
     board.say(f"rope verified in the live model: inv_freq within {base.rope_error:.1e} of the closed form")
     model = attach_adapter(base, config.lora, config.train.seed)
+    if sharded:
+        shard_base(model, accelerator)
+        size = frozen_bytes(model) / 1e9
+        board.say(f"the base is spread over {accelerator.num_processes} processes (FSDP2): {size:.2f} GB on each")
     if config.data.packing == "best_fit" or config.train.per_device_train_batch_size > 1:
         check_isolation(base.model)
         board.say(f"packing verified: documents do not see each other ({base.model.config._attn_implementation})")
@@ -116,12 +128,25 @@ def _open_model(config: Config, accelerator: Accelerator, board: Board) -> tuple
     return base, model
 
 
-def _topology(config: Config, run: Run, accelerator: Accelerator) -> Topology:
+def _row_group(config: Config, spec: RopeSpec, accelerator: Accelerator) -> RowGroup:
+    """The processes that share each row with this one.
+
+    Raises:
+        UserError: they do not come out even, or attention or positions are of a kind that needs whole rows.
+    """
+    size = config.train.context_parallel_size
+    if size > 1 and spec.looks_at_length:
+        found = "longrope with two sets: a part of a row does not tell which of them the row would get"
+        raise UserError("model.rope_scaling.rope_type", found, f"set {CONTEXT_PARALLEL}=1")
+    return join_rows(accelerator, size, config.train.stall_minutes)
+
+
+def _topology(config: Config, run: Run, group: RowGroup, *, together: bool) -> Topology:
     """How the rows of a step are spread over these processes; a resumed run keeps its steps, on however many."""
     wanted = config.train
-    given = accelerator.num_processes * wanted.gradient_accumulation_steps * wanted.per_device_train_batch_size
+    given = group.count * wanted.gradient_accumulation_steps * wanted.per_device_train_batch_size
     rows = rows_per_step(run) or given
-    return Topology(accelerator.process_index, accelerator.num_processes, rows, wanted.per_device_train_batch_size)
+    return Topology(group.number, group.count, rows, wanted.per_device_train_batch_size, together)
 
 
 def _plan(config: Config, dataset: Dataset, rows_in_step: int) -> Steps:

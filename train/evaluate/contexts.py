@@ -20,6 +20,7 @@ from data.rows import Rows
 from data.tokens import Example
 from train.evaluate.loss import Total
 from train.evaluate.scoring import token_losses, turns
+from train.ranks.context import RowGroup
 from train.ranks.processes import sum_numbers
 
 SCORED = 256  # last tokens of a piece, but at most half of the shortest context
@@ -49,24 +50,25 @@ def pieces_of(sizes: Sequence[tuple[int, int]], longest: int) -> list[Piece]:
 
 
 def loss_at_contexts(
-    model: PreTrainedModel, rows: Rows, contexts: Sequence[int], accelerator: Accelerator
+    model: PreTrainedModel, rows: Rows, contexts: Sequence[int], accelerator: Accelerator, group: RowGroup
 ) -> dict[int, Total]:
     """What all processes together lose on the scored tokens under each context.
 
     Args:
         model: in eval mode (`evaluating`).
         contexts: in tokens, each at least 2, at least one; as `usable`.
+        group: processes that share each row.
     """
     longest, last = max(contexts), scored_tokens(contexts)
     pieces = pieces_of(rows.sizes(), longest)
     sums: list[float] = []
     for context in contexts:
-        together = longest // context  # so that every forward pass is about as long
-        groups = [pieces[start : start + together] for start in range(0, len(pieces), together)]
+        many = longest // context  # so that every forward pass is about as long
+        together = [pieces[start : start + many] for start in range(0, len(pieces), many)]
         loss, tokens = 0.0, 0
-        for number, counts in turns(len(groups), accelerator):
-            batch = _batch(rows, groups[number], context, last).to(accelerator.device)
-            losses = token_losses(model, batch)
+        for number, counts in turns(len(together), group):
+            batch = _batch(rows, together[number], context, last).to(accelerator.device)
+            losses = token_losses(model, batch, group)
             if counts:
                 loss, tokens = loss + float(losses.sum(dtype=np.float64)), tokens + len(losses)
         sums += [loss, tokens]

@@ -17,6 +17,7 @@ from train.config import Config
 from train.evaluate.contexts import loss_at_contexts, usable
 from train.evaluate.loss import Total, categories_of, loss_by_category
 from train.evaluate.scoring import evaluating
+from train.ranks.context import RowGroup
 
 
 @dataclass(frozen=True)
@@ -85,13 +86,13 @@ class HeldOut:
         """As `categories_of` the rows."""
         return categories_of(self.rows)
 
-    def evaluate(self, model: PeftModel, accelerator: Accelerator) -> Evaluation | None:
+    def evaluate(self, model: PeftModel, accelerator: Accelerator, group: RowGroup) -> Evaluation | None:
         """The same on all processes, and nothing changes by it; None where nothing is held out."""
         if not len(self.rows):
             return None
         with evaluating(model) as base:
-            found = loss_by_category(base, self.rows, self.categories, accelerator)
-            contexts = loss_at_contexts(base, self.rows, self.contexts, accelerator) if self.contexts else {}
+            found = loss_by_category(base, self.rows, self.categories, accelerator, group)
+            contexts = loss_at_contexts(base, self.rows, self.contexts, accelerator, group) if self.contexts else {}
         return Evaluation(found, contexts)
 
 

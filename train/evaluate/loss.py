@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from data.report.accounting import OTHERS
 from data.rows import Rows
 from train.evaluate.scoring import document_sums, token_losses, turns
+from train.ranks.context import RowGroup
 from train.ranks.processes import sum_numbers
 
 MOST_CATEGORIES = 50  # told apart; of more, those with the fewest tokens are one
@@ -50,20 +51,21 @@ def categories_of(rows: Rows) -> list[list[str]]:
 
 
 def loss_by_category(
-    model: PreTrainedModel, rows: Rows, categories: list[list[str]], accelerator: Accelerator
+    model: PreTrainedModel, rows: Rows, categories: list[list[str]], accelerator: Accelerator, group: RowGroup
 ) -> dict[str, Total]:
     """What all processes together lose on each category, the categories in alphabetical order.
 
     Args:
         model: in eval mode (`evaluating`).
         categories: as `categories_of`.
+        group: processes that share each row.
     """
     names = sorted({name for row in categories for name in row})
     number = {name: index for index, name in enumerate(names)}
     found = np.zeros((2, len(names)))
-    for row, counts in turns(len(rows), accelerator):
+    for row, counts in turns(len(rows), group):
         batch = rows.batch([row]).to(accelerator.device)
-        losses = token_losses(model, batch)
+        losses = token_losses(model, batch, group)
         if counts:
             places = [number[name] for name in categories[row]]
             for place, *sums in zip(places, *document_sums(losses, batch), strict=True):

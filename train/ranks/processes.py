@@ -12,8 +12,10 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, gather_object
 
 from data.errors import UserError
+from train.ranks.context import refuse_parallelism_config
+from train.ranks.sharding import require_fsdp2
 
-SUPPORTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+SUPPORTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.FSDP)
 
 
 def start_processes(stall_minutes: float = 30.0) -> Accelerator:
@@ -26,6 +28,8 @@ def start_processes(stall_minutes: float = 30.0) -> Accelerator:
         UserError: more processes were started than the trainer sees (each would train, and save, on its own), or by a
             strategy that the loop does not know.
     """
+    refuse_parallelism_config()
+    require_fsdp2()
     # The types are the config's; accelerate's own settings for them, from wherever, must not scale a gradient.
     patience = InitProcessGroupKwargs(timeout=timedelta(minutes=1.1 * stall_minutes + 1))
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no", kwargs_handlers=[patience])

@@ -65,7 +65,8 @@ def shard_base(model: PeftModel, accelerator: Accelerator) -> None:
     for rest in decoder.children():
         if rest is not embedding and rest is not decoder.layers:
             rest.to(accelerator.device)
-    fully_shard(decoder, mesh=mesh, ignored_params=whole | tied)
+    # The outermost one too: were it left gathered after an evaluation, the process that saves would let go of it alone.
+    fully_shard(decoder, mesh=mesh, reshard_after_forward=True, ignored_params=whole | tied)
 
 
 @contextmanager

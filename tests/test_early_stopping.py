@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import shutil
@@ -161,6 +162,29 @@ def test_killed_and_resumed_it_stops_at_the_same_step_with_the_same_adapter(
     assert lines(whole)[-1]["step"] == 5
     assert same(adapter(parts.adapter), adapter(whole.adapter))
     assert same(adapter(parts.adapter), adapter(parts.checkpoints / "step-000004"))
+
+
+def test_asked_to_stop_in_the_step_that_would_be_the_last_it_resumes_to_the_same_end(
+    config, scripted, monkeypatch
+) -> None:
+    """The stop does not wait for the evaluation, so what it would have decided is decided when the run goes on."""
+    wanted = {"early_stopping_patience": 3, "early_stopping_threshold": 0.1}
+    scripted(range(1, 8))
+    whole, ours = run(config("whole", **wanted)), config("parts", **wanted)
+    steps = train.loop.train
+
+    def asked(parts, start=0):
+        for step in steps(parts, start):
+            yield dataclasses.replace(step, stop=step.step == 5)
+
+    scripted(range(1, 8))
+    with monkeypatch.context() as patched:
+        patched.setattr("train.follow.train", asked)
+        assert run_training(ours, Accelerator(cpu=True)) is Ending.INTERRUPTED
+    scripted(range(5, 8))
+    parts = run(ours, resume=True)
+    assert lines(parts) == lines(whole)
+    assert same(adapter(parts.adapter), adapter(whole.adapter))
 
 
 def test_killed_between_the_last_checkpoint_and_the_adapter_it_takes_no_further_step(

@@ -63,7 +63,7 @@ def load(path: Path, *, adapter: bool = False) -> Loaded:
     model = live_model(config, run.adapter, device_here())
     tokenizer = load_tokenizer(config.model.name_or_path, config.model.revision)
     style = prompt_format_of(config.data, tokenizer)
-    return Loaded(model, tokenizer, Encoder(tokenizer), style, f"nf4 base + {run.adapter}")
+    return Loaded(model, tokenizer, Encoder(tokenizer), style, f"{config.quantization.held_in} base + {run.adapter}")
 
 
 def _load_merged(path: Path) -> Loaded:

@@ -66,7 +66,12 @@ def subject_of(path: Path, name: str | None = None) -> Subject:
         label = name or _label(path, run.path)
         config = final_config(read_config(run))
         identity = f"{_identity(adapter)}/{_base_identity(config)}"
-        return Subject(label, f"nf4 base + {adapter}", identity, lambda: _open_adapter(label, config, adapter))
+        return Subject(
+            label,
+            f"{config.quantization.held_in} base + {adapter}",
+            identity,
+            lambda: _open_adapter(label, config, adapter),
+        )
     if (path / "config.json").is_file():
         label = name or (_label(path, run.path) if run else path.name)
         return Subject(label, str(path), _identity(path), lambda: _open_directory(label, path))
@@ -88,9 +93,10 @@ def controls_of(run: Run) -> list[Subject]:
     if not base.is_dir() and config.model.name_or_path.startswith((".", "/", "~")):
         raise UserError(str(base), "the run's base is not there, to compare with", "put it back, or pass --no-controls")
     plain = config.model_copy(update={"model": config.model.model_copy(update={"rope_scaling": RopeScaling()})})
-    found = [("base", "the nf4 base, its rope as it is", plain)]
+    held = config.quantization.held_in
+    found = [("base", f"the {held} base, its rope as it is", plain)]
     if config.model.rope_scaling != RopeScaling():
-        found.append(("base, scaled", "the nf4 base with the run's rope, untrained", config))
+        found.append(("base, scaled", f"the {held} base with the run's rope, untrained", config))
     return [
         Subject(name, what, _base_identity(settings), _opens_base(name, settings), is_control=True)
         for name, what, settings in found

@@ -63,7 +63,7 @@ def _read_prompt() -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m scripts.chat", description=__doc__)
     parser.add_argument("run", type=Path, help="a run directory, or a merged model's")
-    parser.add_argument("--adapter", action="store_true", help="use the nf4 base and the adapter, not the merged model")
+    parser.add_argument("--adapter", action="store_true", help="use the base and the adapter, not the merged model")
     parser.add_argument("--prompt", help="answer this and exit")
     parser.add_argument("--system", help="system prompt (default: the format's own)")
     parser.add_argument("--stop", action="append", default=[], metavar="NAME", help="also stop at `NAME:` (repeatable)")

@@ -91,7 +91,7 @@ def _table(title: str, *columns: str) -> Table:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m scripts.merge", description=__doc__)
     parser.add_argument("run", type=Path, help="a finished run directory")
-    onto = "the weights that nf4 stands for (what was trained against), or the original ones"
+    onto = "the weights that the quantized base stands for (what was trained against), or the original ones"
     parser.add_argument("--onto", choices=get_args(Onto), default="dequantized", help=onto)
     parser.add_argument("--dtype", choices=list(MAX_KL), default="float16", help="type of the merged weights")
     parser.add_argument("--max-kl", type=float, help=f"mean KL per token that still counts as equal {MAX_KL}")

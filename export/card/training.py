@@ -51,7 +51,8 @@ def training_rows(facts: Facts, stage: Stage) -> list[tuple[str, str]]:
     """Settings and outcomes of a stage, as (what, value)."""
     config, lora, train = stage.config, stage.config.lora, stage.config.train
     quantization = config.quantization
-    base = f"{facts.base}, held as {quantization.quant_type}" + (" (double quant)" if quantization.double_quant else "")
+    base = f"{facts.base}, held as {quantization.held_in}"
+    base += " (double quant)" if quantization.bits == 4 and quantization.double_quant else ""
     modules = lora.target_modules if isinstance(lora.target_modules, str) else ", ".join(lora.target_modules)
     in_full = f"; in full: {', '.join(lora.modules_to_save)}" if lora.modules_to_save else ""
     batch = f"{train.per_device_train_batch_size} x {train.gradient_accumulation_steps} rows a step on each process"

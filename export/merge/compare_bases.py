@@ -1,8 +1,8 @@
 """Which base to merge into: both are merged, measured against the live model, and one of them is published.
 
-The weights that nf4 stands for give the model that was trained; the original ones may predict better, and are another
-model. Toolkits disagree on which to take. Here both are asked the same: the parity check's records, and text at several
-context lengths.
+The weights that nf4 (or fp4, or int8) stands for give the model that was trained; the original ones may predict better,
+and are another model. Toolkits disagree on which to take. Here both are asked the same: the parity check's records, and
+text at several context lengths.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The merged model against the live nf4+adapter model, one in memory after the other, never both."""
+"""The merged model against the live base+adapter model, one in memory after the other, never both."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """A finished run becomes a directory that other programs load, published only after it was checked.
 
-The merge is written aside, loaded back by plain transformers, and compared with the live nf4+adapter model on held-out
+The merge is written aside, loaded back by plain transformers, and compared with the live base+adapter model on held-out
 records. Within the limits it becomes `merged/`; beyond them `merged-unverified/`, and the command fails. What an
 interrupted merge left is removed when the next one starts.
 """
@@ -64,7 +64,8 @@ def merge_run(path: Path, onto: Onto, form: Form | str, max_kl: float | None, sa
     with made_aside(source.aside) as folder:
         write_merge(source, onto, form, folder, say)
         questions = records_to_check(source)
-        say(f"checking against the live nf4+adapter model on {len(questions.documents)} {questions.which} records ...")
+        live_one = f"the live {source.config.quantization.held_in}+adapter model"
+        say(f"checking against {live_one} on {len(questions.documents)} {questions.which} records ...")
         live = ask_live(source, questions)
         shipped, _ = check(source, folder, questions, live, form, max_kl, say)
         return publish(source, shipped, onto, form)

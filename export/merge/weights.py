@@ -1,9 +1,9 @@
 """The adapter into a dense base, one output shard in memory at a time.
 
-Which base? The adapter was trained against the weights that nf4 stands for, not against the originals. `dequantized`
-merges into what the live model computes with (the weights are quantized and dequantized again on the way, exactly as
-at load): what was trained is what is shipped. `original` merges into the weights before quantization, which may be
-better or worse, but is another model; the parity check says by how much.
+Which base? The adapter was trained against the weights that nf4 (fp4, int8) stands for, not the originals.
+`dequantized` merges into what the live model computes with (the weights are quantized and dequantized again on the way,
+exactly as at load): what was trained is what is shipped. `original` merges into the weights before quantization, which
+may be better or worse, but is another model; the parity check says by how much.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from data.errors import UserError
 from export.merge.shards import MAX_SHARD_SIZE, Weight, cut, shard_names, weights_of, write_index, write_shard
 from export.merge.updates import Update
 from train.config import Quantization
+from train.model.frozen import in_8_bits
 
 Onto = Literal["dequantized", "original"]
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 def quantized_weights(config: PretrainedConfig) -> frozenset[str]:
-    """Names of the weights that training holds in 4 bits: every linear layer's but the head's."""
+    """Names of the weights that training quantizes: every linear layer's but the head's."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     head = model.get_output_embeddings()
@@ -63,7 +64,7 @@ def merged_weights(base: Path, updates: Mapping[str, Update], rows: int | None =
 def merge_shards(
     base: Path,
     updates: Mapping[str, Update],
-    in_4_bits: frozenset[str],
+    quantized: frozenset[str],
     quantization: Quantization,
     onto: Onto,
     dtype: torch.dtype,
@@ -84,7 +85,7 @@ def merge_shards(
         for weight in weights:
             dense = weight.read().to(device)
             if onto == "dequantized":
-                dense = as_trained(dense, quantization, weight.name in in_4_bits)
+                dense = as_trained(dense, quantization, weight.name in quantized)
             if weight.name in updates:
                 dense = updates[weight.name].applied_to(dense)
             merged[weight.name] = _cast(dense[: weight.shape[0]], dtype, weight.name).cpu()
@@ -93,11 +94,17 @@ def merge_shards(
     write_index(folder, shards, dtype.itemsize)
 
 
-def as_trained(weight: torch.Tensor, quantization: Quantization, in_4_bits: bool) -> torch.Tensor:
-    """The values that the live model multiplies with: rounded to the compute type, and through 4 bits where it is."""
+def as_trained(weight: torch.Tensor, quantization: Quantization, quantized: bool) -> torch.Tensor:
+    """The values that the live model multiplies with: rounded to the compute type, and through 4 or 8 bits.
+
+    Args:
+        quantized: whether training quantizes this weight, where it quantizes any.
+    """
     weight = weight.to(getattr(torch, quantization.compute_dtype))
-    if not in_4_bits:
+    if not quantized or quantization.bits == 16:
         return weight
+    if quantization.bits == 8:
+        return in_8_bits(weight, weight.dtype)
     packed, state = quantize_4bit(
         weight.contiguous(), compress_statistics=quantization.double_quant, quant_type=quantization.quant_type
     )

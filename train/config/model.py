@@ -37,13 +37,18 @@ class Quantization(Section):
     """The frozen base weights (bitsandbytes)."""
 
     bits: Literal[4, 8, 16] = 4
-    """Bits of a base weight: 4 (quant_type), 8 (LLM.int8), or 16: not quantized."""
+    """Bits of a base weight: 4 (quant_type), 8 (LLM.int8's), or 16: not quantized (compute_dtype, so 32 in float32)."""
     quant_type: Literal["nf4", "fp4"] = "nf4"
     """Code book of the 4-bit values."""
     double_quant: bool = True
     """Quantize the quantization constants too (saves 0.37 bits a weight)."""
     compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Type of activations and matrix products."""
+
+    @property
+    def held_in(self) -> str:
+        """What a base weight is held in, in a word."""
+        return {4: self.quant_type, 8: "int8", 16: self.compute_dtype}[self.bits]
 
 
 class Lora(Section):

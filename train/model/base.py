@@ -1,8 +1,8 @@
-"""The tokenizer, and the nf4 base with scaled rope, before any adapter is attached (adapter.py).
+"""The tokenizer, and the base with scaled rope, before any adapter is attached (adapter.py).
 
-Types: base weights nf4 (norms and embeddings bfloat16), residual stream bfloat16. The widespread recipe (peft's
-`prepare_model_for_kbit_training` and autocast) makes norms and embeddings float32 and with them the residual stream and
-every checkpoint of it, for no gain in the loss (`benchmarks/dtype_path.py`).
+Types: base weights nf4, or what `quantization` asks for (norms and embeddings bfloat16), residual stream bfloat16. The
+widespread recipe (peft's `prepare_model_for_kbit_training` and autocast) makes norms and embeddings float32 and with
+them the residual stream and every checkpoint of it, for no gain in the loss (`benchmarks/dtype_path.py`).
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from data.errors import UserError
 from train.config import Config, Model, Quantization
 from train.model.attention import NAME as PACKED_ATTENTION
+from train.model.frozen import take_over_8_bits
 from train.model.own_code import no_safetensors, refuse_own_code
 from train.rope.check import require_window, spec_for, verify
 from train.rope.spec import FILE_NAME as ROPE_FILE
@@ -94,13 +95,17 @@ def _known_rope(model: Model) -> RopeSpec | None:
 
 
 def check_positions(config: Config, *, offline: bool = False) -> tuple[PretrainedConfig, RopeSpec]:
-    """`load_model_config` for a whole run, with what its data section asks of the positions.
+    """`load_model_config` for a whole run, with what its data section asks of the positions, and lora of the layers.
 
     Raises:
-        UserError: as `load_model_config`; or pose_length is beyond the window; or the frequencies depend on a row's
-            length and documents would share rows.
+        UserError: as `load_model_config`; or a layer to adapt is not there; or pose_length is beyond the window; or the
+            frequencies depend on a row's length and documents would share rows.
     """
     model_config, spec = load_model_config(config.model, offline=offline)
+    last = model_config.num_hidden_layers - 1
+    if beyond := [layer for layer in config.lora.layers_to_transform if layer > last]:
+        found = f"layer {max(beyond)}, and the model's layers are 0 to {last}"
+        raise UserError("lora.layers_to_transform", found, "name layers that it has")
     if config.data.pose_length and not config.model.allow_beyond_window:
         require_window(spec, config.data.pose_length, "data.pose_length")
     if spec.rope_type == "dynamic":
@@ -114,11 +119,15 @@ def check_positions(config: Config, *, offline: bool = False) -> tuple[Pretraine
 
 
 def load_base(model: Model, quantization: Quantization, device: torch.device, *, to_shard: bool = False) -> Base:
-    """The quantized base model on `device`, in eval mode; `to_shard`: stored as FSDP2 can spread it.
+    """The base model on `device`, quantized as asked for, in eval mode; `to_shard`: stored as FSDP2 can spread it.
 
     Raises:
-        UserError: as `load_model_config`, or the weights cannot be read, or the live rope is not the one asked for.
+        UserError: as `load_model_config`, or the weights cannot be read, or the live rope is not the one asked for, or
+            8-bit weights are to be spread.
     """
+    if to_shard and quantization.bits == 8:
+        found = "8, and FSDP2 spreads floating-point weights only (4-bit ones are stored as such)"
+        raise UserError("quantization.bits", found, "set it to 4 or 16, or launch without FSDP")
     config, spec = load_model_config(model)
     config.attention_dropout = 0.0  # torch's generator would decide it: what is dropped here is dropout.py's
     dtype = getattr(torch, quantization.compute_dtype)
@@ -135,16 +144,22 @@ def load_base(model: Model, quantization: Quantization, device: torch.device, *,
         quantization_config=quantization_config(quantization, to_shard=to_shard),
     )
     keep_weights_unpacked(loaded)
+    take_over_8_bits(loaded, dtype)
     return Base(loaded, spec, verify(loaded, spec))
 
 
-def quantization_config(quantization: Quantization, *, to_shard: bool = False) -> BitsAndBytesConfig:
-    """The settings in bitsandbytes' words."""
+def quantization_config(quantization: Quantization, *, to_shard: bool = False) -> BitsAndBytesConfig | None:
+    """The settings in bitsandbytes' words; None: nothing is quantized."""
+    if quantization.bits == 16:
+        return None
+    if quantization.bits == 8:
+        return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type=quantization.quant_type,
         bnb_4bit_use_double_quant=quantization.double_quant,
         bnb_4bit_compute_dtype=getattr(torch, quantization.compute_dtype),
+        bnb_4bit_quant_storage="bfloat16" if to_shard else "uint8",
     )
 
 
@@ -152,7 +167,6 @@ def keep_weights_unpacked(model: torch.nn.Module) -> None:
     """Forbid bitsandbytes the in-place repacking of 4-bit weights on CPUs with avx512_bf16.
 
     It happens in the first evaluation, nothing undoes it, and afterwards gradients through the base and merges are
-        bnb_4bit_quant_storage="bfloat16" if to_shard else "uint8",
     silently wrong (bitsandbytes 0.50, `Linear4bit.forward`). Training and evaluation share the weights here.
     """
     for module in model.modules():

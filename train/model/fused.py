@@ -1,4 +1,4 @@
-"""LoRA over a 4-bit weight as one autograd function: less memory and less time, the same mathematics.
+"""LoRA over a frozen weight as one autograd function: less memory and less time, the same mathematics.
 
 peft's own layer keeps, for each linear layer, the input, its dropped-out copy, the dropout mask and both halves of
 the adapter's work, partly in float32. Here one function computes
@@ -18,22 +18,27 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from bitsandbytes.functional import QuantState, dequantize_4bit
 from bitsandbytes.nn.modules import Linear4bit
 from peft import LoraConfig
 from peft.tuners.lora.bnb import Linear4bit as PeftLinear4bit
+from peft.tuners.lora.layer import Linear as PeftLinear
+from peft.tuners.lora.layer import LoraLayer
 
 from train.model.dropout import DocumentDropout
+from train.model.frozen import State, dense, state_of
+from train.model.frozen_half import as_difference
 
 
 def use_fused_layers(config: LoraConfig) -> LoraConfig:
-    """The same adapter settings, with 4-bit layers served by FusedLinear4bit."""
-    config._register_custom_module({Linear4bit: FusedLinear4bit})
+    """The same adapter settings, with linear layers served by those below."""
+    config._register_custom_module({Linear4bit: FusedLinear4bit, torch.nn.Linear: FusedLinear})
     return config
 
 
-class FusedLinear4bit(PeftLinear4bit):
-    """peft's LoRA layer for a 4-bit linear layer; its forward takes the fused path where that says the same."""
+class _Fusing(torch.nn.Module, LoraLayer):
+    """A forward that takes the fused path where that says the same as peft's."""
+
+    has_frozen_half = False  # train/model/frozen_half.py says so
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Args: x of shape (..., in_features). Returns: shape (..., out_features), in x's type."""
@@ -44,10 +49,10 @@ class FusedLinear4bit(PeftLinear4bit):
         if self.training and isinstance(dropout, DocumentDropout):
             dropped, scaling = dropout.dropped(x), scaling * dropout.scale(x.shape[-1])
         base: Any = self.get_base_layer()
-        state = getattr(base.weight, "quant_state", base.quant_state)  # a gathered share of a weight (FSDP2) has none
+        halves: Any = self.lora_A[name].weight, self.lora_B[name].weight
         y = _Fused.apply(
-            x, self.lora_A[name].weight, self.lora_B[name].weight,
-            base.weight, state, scaling, dropped,
+            x, *(as_difference(*halves) if self.has_frozen_half else halves),
+            base.weight, state_of(base), scaling, dropped,
         )  # fmt: skip
         return y if base.bias is None else y + base.bias.to(y.dtype)
 
@@ -61,15 +66,23 @@ class FusedLinear4bit(PeftLinear4bit):
         return self.training and not isinstance(dropout, (DocumentDropout, torch.nn.Identity))
 
 
+class FusedLinear4bit(_Fusing, PeftLinear4bit):
+    """peft's LoRA layer for a 4-bit linear layer."""
+
+
+class FusedLinear(_Fusing, PeftLinear):
+    """peft's LoRA layer for a linear layer that is held in 8 bits, or not quantized."""
+
+
 class _Fused(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor,
-        packed: torch.Tensor, state: QuantState, scaling: float, dropped: torch.Tensor | None,
+        packed: torch.Tensor, state: State, scaling: float, dropped: torch.Tensor | None,
     ) -> torch.Tensor:  # fmt: skip
         flat = x.reshape(-1, x.shape[-1])
         middle = _spared(flat, dropped) @ a.to(x.dtype).T
-        y = flat @ _dequantized(packed, state, x.dtype).T
+        y = flat @ dense(packed, state, x.dtype).T
         y.addmm_(middle, b.to(x.dtype).T, alpha=scaling)
         ctx.save_for_backward(flat, dropped, middle, a, b, packed)
         ctx.state, ctx.scaling = state, scaling
@@ -85,14 +98,9 @@ class _Fused(torch.autograd.Function):
         dx = None
         if ctx.needs_input_grad[0]:
             dx = _drop(d_middle @ a.to(x.dtype), dropped)
-            dx.addmm_(dy, _dequantized(packed, ctx.state, x.dtype))
+            dx.addmm_(dy, dense(packed, ctx.state, x.dtype))
             dx = dx.view(*shape[:-1], dx.shape[-1])
         return dx, da.to(a.dtype), db, None, None, None, None
-
-
-def _dequantized(packed: torch.Tensor, state: QuantState, dtype: torch.dtype) -> torch.Tensor:
-    """The base weight, shape (out_features, in_features), as bitsandbytes' own layer would use it."""
-    return dequantize_4bit(packed, state).to(dtype)
 
 
 def _spared(x: torch.Tensor, dropped: torch.Tensor | None) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import subprocess
@@ -14,9 +15,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from conftest import ROOT, settings
-from test_programs import ENVIRONMENT, TWO, command, results, wait_for_steps, write_config
+from test_programs import ENVIRONMENT, TWO, results, wait_for_steps, write_config
 
+from train.config import Config
+from train.follow import Ending
+from train.loop import Parts, Step, train
+from train.run.directory import Run
+from train.run.metrics import read_metrics
+from train.stages import run_whole
 from train.stopping import ONE_PRESS, Stopping
 
 
@@ -81,11 +89,21 @@ def started(words: list[str]) -> Iterator[tuple[subprocess.Popen[str], Iterator[
     )  # fmt: skip
     with process:
         assert process.stdout
-        yield process, process.stdout
+        try:
+            yield process, process.stdout
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 STEP = """
 import time
+from train.config import Config
+from train.follow import Ending
+from train.loop import Parts, Step, train
+from train.run.directory import Run
+from train.run.metrics import read_metrics
+from train.stages import run_whole
 from train.stopping import Stopping
 stopping = Stopping()
 with stopping.listening(lambda text: print(text, flush=True)), stopping.after_the_step():
@@ -127,30 +145,50 @@ def test_a_run_whose_launcher_was_killed_stops_in_order(tmp_path: Path) -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
+def test_a_stopped_run_goes_on_to_the_same_bits(tiny_model: Path, records: Path, tmp_path: Path, monkeypatch) -> None:
+    """A signal in a step after which an evaluation is due: it is saved first, and evaluated by the resumed run."""
+    whole, stopped = (
+        Config.model_validate(settings(tiny_model, records, tmp_path / name, eval_steps=3, save_steps=50))
+        for name in ("whole", "stopped")
+    )
+    assert run_whole(whole, Accelerator(cpu=True), resume=False) is Ending.COMPLETE
+    with monkeypatch.context() as patched:
+        patched.setattr("train.follow.train", lambda parts, start=0: _signalled(parts, start, in_step=3))
+        assert run_whole(stopped, Accelerator(cpu=True), resume=False) is Ending.INTERRUPTED
+    run = Run(stopped.run_dir)
+    assert [p.name for p in run.checkpoints.iterdir()] == ["step-000003"]
+    assert [line["step"] for line in read_metrics(run.metrics, 9)] == [1, 2, 3]
+    assert run_whole(stopped, Accelerator(cpu=True), resume=True) is Ending.COMPLETE
+    ours, theirs = results(whole.run_dir), results(stopped.run_dir)
+    assert ours[0] == theirs[0]
+    assert [line["step"] for line in ours[0] if "validation_loss" in line] == [3, 6]
+    assert all(torch.equal(ours[1][name], theirs[1][name]) for name in ours[1])
+
+
+def _signalled(parts: Parts, start: int, in_step: int) -> Iterator[Step]:
+    """The loop, with a SIGTERM while it is in a step."""
+    steps = train(parts, start)
+    for number in itertools.count(start + 1):
+        if number == in_step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        if (step := next(steps, None)) is None:
+            return
+        yield step
+
+
 @pytest.mark.program
-def test_a_run_that_was_told_to_stop_goes_on_to_the_same_bits(tiny_model: Path, records: Path, tmp_path: Path) -> None:
+def test_a_terminated_run_says_so_by_its_exit_code(tiny_model: Path, records: Path, tmp_path: Path) -> None:
     """SIGTERM at a moment of the machine's choosing: the newest checkpoint is of the last step that was made."""
-    runs = {}
-    for name in ("whole", "stopped"):
-        wanted = settings(tiny_model, records, tmp_path / name, max_steps=80, save_steps=50, eval_steps=1)
-        runs[name] = [sys.executable, "-m", "train", str(write_config(tmp_path / f"{name}.yaml", wanted))]
-    assert command(*runs["whole"]).returncode == 0
-    metrics = tmp_path / "stopped" / "metrics.jsonl"
-    with started(runs["stopped"]) as (process, _):
-        wait_for_steps(metrics, 9, process)
+    wanted = settings(tiny_model, records, tmp_path / "run", max_steps=2000, save_steps=2000)
+    with started([sys.executable, "-m", "train", str(write_config(tmp_path / "one.yaml", wanted))]) as (process, _):
+        wait_for_steps(tmp_path / "run" / "metrics.jsonl", 3, process)
         process.terminate()
         told, _ = process.communicate(timeout=120)
     assert process.returncode == 75, told
     assert "SIGTERM: stopping after this step, then saving" in told
     assert "stopped: SIGTERM was received; go on with --resume" in told
-    last = metrics.read_text().splitlines()[-1]
-    (checkpoint,) = (tmp_path / "stopped" / "checkpoints").glob("step-*")
-    assert f'"step": {int(checkpoint.name.removeprefix("step-"))}, "epoch"' in last, "a stop waits for no evaluation"
-    resumed = command(*runs["stopped"], "--resume")
-    assert resumed.returncode == 0, resumed.stderr
-    whole, stopped = results(tmp_path / "whole"), results(tmp_path / "stopped")
-    assert whole[0] == stopped[0]
-    assert all(torch.equal(whole[1][name], stopped[1][name]) for name in whole[1])
+    steps = len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == [f"step-{steps:06d}"]
 
 
 @pytest.mark.program

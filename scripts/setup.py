@@ -82,9 +82,9 @@ def pip(*packages: str) -> list[str]:
 
 
 def requirements() -> list[str]:
-    """The project's dependencies and its development tools, from pyproject.toml."""
+    """The project's dependencies, what each tracker needs, and the development tools, from pyproject.toml."""
     project = pyproject()
-    return project["project"]["dependencies"] + project["dependency-groups"]["dev"]
+    return project["project"]["dependencies"] + extra("trackers") + project["dependency-groups"]["dev"]
 
 
 def extra(name: str) -> list[str]:

@@ -13,7 +13,6 @@ import torch
 from accelerate import Accelerator
 from conftest import settings
 from peft import LoraConfig, PeftModel
-from peft.utils.integrations import dequantize_module_weight
 from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
@@ -28,7 +27,9 @@ from train.model.adapter import attach_adapter
 from train.model.attention import inputs
 from train.model.base import Base, load_base, load_model_config, load_tokenizer
 from train.model.checkpoint_files import base_directory, original_weights, read_weight
+from train.model.frozen import live_weight
 from train.model.frozen_half import FILE_NAME as FROZEN_HALF
+from train.model.frozen_half import as_difference
 from train.model.start import adapted_layers, start_adapter
 from train.optim import build_optimizer, parameter_groups
 from train.plan import estimate
@@ -109,7 +110,7 @@ def updates(model: PeftModel) -> dict[str, torch.Tensor]:
 
 
 def live_weights(model: PeftModel) -> dict[str, torch.Tensor]:
-    return {name: dequantize_module_weight(one.get_base_layer()).float() for name, one in adapted_layers(model)}
+    return {name: live_weight(one.get_base_layer()) for name, one in adapted_layers(model)}
 
 
 IDS = torch.arange(3, 60)[None]
@@ -124,18 +125,16 @@ def logits(model: Any) -> torch.Tensor:
 # -- where it begins
 
 
-@pytest.mark.parametrize("kind", ["default", "gaussian", "eva", "rslora", "dora", "dora with eva"])
+@pytest.mark.parametrize("kind", ["default", "gaussian", "pissa", "eva", "rslora", "dora", "dora with eva"])
 def test_it_begins_as_the_base_to_the_bit(tiny_model: Path, rows, kind: str) -> None:
     plain = logits(nf4_base(tiny_model).model)
     assert torch.equal(logits(begun(tiny_model, rows, **KINDS[kind])), plain)
 
 
 @pytest.mark.parametrize("kind", ["pissa", "pissa with rslora"])
-def test_pissa_begins_as_the_base_with_the_base_untouched(tiny_model: Path, rows, kind: str) -> None:
+def test_pissa_begins_with_the_bases_principal_components(tiny_model: Path, rows, kind: str) -> None:
     model, r = begun(tiny_model, rows, **KINDS[kind]), 4
-    plain = nf4_base(tiny_model)
-    torch.testing.assert_close(logits(model), logits(plain.model), rtol=0, atol=1e-4)
-    before = {n: m for n, m in plain.model.named_modules() if hasattr(m, "weight")}
+    before = {n: m for n, m in nf4_base(tiny_model).model.named_modules() if hasattr(m, "weight")}
     for name, layer in adapted_layers(model):
         a, b = layer.lora_A["default"].weight.detach(), layer.lora_B["default"].weight.detach()
         assert (len(a), b.shape[1]) == (2 * r, 2 * r)
@@ -302,6 +301,50 @@ def test_the_gradient_of_pissas_second_half_is_zero(tiny_model: Path, rows) -> N
             assert gradient[4:].abs().max() == 0
 
 
+def moved_a_little(model: PeftModel, by: float) -> PeftModel:
+    """As after some steps: what trains of PiSSA's halves is no longer what is frozen."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".lora_" in name:
+                trained = parameter.chunk(2, 0 if "lora_A" in name else 1)[0]
+                trained += by * torch.randn(trained.shape, generator=generator)
+    return model
+
+
+def test_the_difference_of_pissas_halves_is_plain_lora(tiny_model: Path, rows) -> None:
+    """Update and gradients are those of the 2 r ranks that are saved."""
+    model = moved_a_little(begun(tiny_model, rows, init_lora_weights="pissa"), 0.02)
+    results = []
+    for apart in (True, False):
+        for _, layer in adapted_layers(model):
+            layer.has_frozen_half = apart  # type: ignore[attr-defined]
+        model.zero_grad()
+        output = model(input_ids=IDS, labels=IDS, use_cache=False)
+        output.loss.backward()
+        results.append((output.logits.detach(), {n: p.grad for n, p in model.named_parameters() if p.requires_grad}))
+    (ours, gradients), (plain, expected) = results
+    torch.testing.assert_close(ours, plain, rtol=0, atol=1e-4)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-3, atol=1e-4)
+
+
+def test_pissas_first_steps_are_not_lost_in_bfloat16(tiny_model: Path, rows) -> None:
+    """In the difference of two large products they would be."""
+    model = moved_a_little(begun(tiny_model, rows, init_lora_weights="pissa"), 1e-4)
+    x = torch.randn(50, 64, generator=torch.Generator().manual_seed(2)).bfloat16()
+    name = "model.layers.0.mlp.up_proj"
+    layer: Any = dict(adapted_layers(model))[name]
+    a, b = layer.lora_A["default"].weight.detach(), layer.lora_B["default"].weight.detach()
+    exact = x.float() @ updates(model)[name].T
+    off = []
+    for down, up in (as_difference(a, b), (a, b)):
+        y = x @ down.bfloat16().T @ up.bfloat16().T
+        off.append(float((y.float() * layer.scaling["default"] - exact).norm() / exact.norm()))
+    assert off[0] < 0.01
+    assert off[1] > 1.0
+
+
 def test_the_rate_of_lora_plus_is_its_groups(tiny_model: Path, rows, finished) -> None:
     model = begun(tiny_model, rows)
     slow, fast = parameter_groups(model, 16.0)
@@ -375,6 +418,7 @@ def test_a_record_of_another_adapter_is_refused(finished, tiny_model: Path, tmp_
         ("lora", {"loraplus_lr_ratio": 0.5}, "lora.loraplus_lr_ratio = 0.5"),
         ("lora", {"layers_to_transform": [-1]}, "lora.layers_to_transform.0 = -1"),
         ("quantization", {"bits": 16}, "loftq mends the error of 4 bits"),
+        ("lora", {"use_dora": True, "bits": 8}, "does not read weights held in 8 bits"),
         ("train", {"weight_decay": 0.1}, "pissa needs train.weight_decay: 0"),
     ],
 )
@@ -382,6 +426,7 @@ def test_settings_that_make_no_sense_together(section: str, change: dict, found:
     start = {"quantization": "loftq", "train": "pissa"}.get(section, "default")
     given = {"run_dir": "r", "model": {"name_or_path": "m"}, "data": {"sources": ["d.jsonl"]}}
     given["lora"] = {"init_lora_weights": start}
+    given["quantization"] = {"bits": change.pop("bits", 4)} if section == "lora" else {}
     given[section] = {**given.get(section, {}), **change}
     with pytest.raises(UserError) as error:
         validate(given, "test")

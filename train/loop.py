@@ -117,7 +117,7 @@ def train(parts: Parts, start: int = 0) -> Iterator[Step]:
         taken = math.isfinite(loss) and math.isfinite(grad_norm)
         if taken:
             for group in parts.optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group.get("lr_ratio", 1.0)
             parts.optimizer.step()
         numbers = loss / trained, rate, grad_norm, int(tokens), int(trained), time.perf_counter() - began
         yield Step(step + 1, epoch, *numbers, taken, stop > 0, done)

@@ -18,16 +18,20 @@ from train.checkpoint.choose import choose_checkpoint
 from train.checkpoint.store import load_checkpoint
 from train.config import Config
 from train.determinism import make_deterministic
+from train.evaluate.held_out import require_held_out
 from train.loop import Parts
 from train.model.adapter import attach_adapter
 from train.model.attention import check_isolation
 from train.model.base import Base, check_positions, checkpoint_activations, load_base, load_tokenizer
 from train.model.dropout import install_draws
+from train.model.frozen_half import hold_frozen_half
+from train.model.start import start_adapter
 from train.model.tokenizer_check import tell_tokenizer
-from train.optim import build_optimizer
+from train.optim import build_optimizer, parameter_groups
 from train.plan import describe, estimate
 from train.ranks.context import KEY as CONTEXT_PARALLEL
 from train.ranks.context import RowGroup, join_rows
+from train.ranks.processes import take_from_main
 from train.ranks.pulse import Pulse
 from train.ranks.sharding import frozen_bytes, is_sharded, shard_base
 from train.recipe import open_data, sources_of
@@ -37,6 +41,7 @@ from train.run.directory import Run
 from train.run.resume import record_start, require_same_start, rows_per_step
 from train.schedule import Steps, Topology, end_at_tokens, plan_steps
 from train.stopping import Stopping
+from train.trouble.memory import warn_if_too_large, where_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,14 +77,16 @@ def open_session(
     topology = _topology(config, run, group, together=is_sharded(accelerator))
     dataset = _open_data(config, run, accelerator, board)
     report = dataset.report(spec.original_max_position_embeddings)
-    plan = estimate(config, model_config)
+    plan = estimate(config, model_config, where_of(accelerator))
     board.say(*summary_of(report), *describe(plan, spec))
+    warn_if_too_large(plan, config, model_config, accelerator, board.warn)
 
     pulse.at("opening: the model")
-    base, model = _open_model(config, accelerator, board)
-    draws = install_draws(model, config.train.seed, config.train.neftune_noise_alpha)
-    optimizer = build_optimizer([p for p in model.parameters() if p.requires_grad], config.train)
     checkpoint = choose_checkpoint(run.checkpoints, accelerator, board.warn)
+    base, model = _open_model(config, accelerator, board, None if checkpoint else dataset[0])
+    draws = install_draws(model, config.train.seed, config.train.neftune_noise_alpha)
+    optimizer = build_optimizer(parameter_groups(model, config.lora.loraplus_lr_ratio), config.train)
+    hold_frozen_half(model, optimizer)
     start = load_checkpoint(checkpoint, model, optimizer) if checkpoint else 0
     if checkpoint:
         board.say(f"resuming after step {start} from {checkpoint}")
@@ -102,6 +109,7 @@ def _open_data(config: Config, run: Run, accelerator: Accelerator, board: Board)
     require_same_start(run, dataset.sources.sha256, dataset.encoding)
     # Whoever comes first prepares, and the others wait at the cache's lock: no collective operation can time out there.
     assert len(dataset[0])
+    require_held_out(config, dataset.validation())
     # Only now is the directory this run's: data that stopped it can be mended and the config changed.
     if accelerator.is_main_process:
         record_start(run, config, f"{accelerator.num_processes} x {accelerator.device.type}")
@@ -109,17 +117,24 @@ def _open_data(config: Config, run: Run, accelerator: Accelerator, board: Board)
     return dataset
 
 
-def _open_model(config: Config, accelerator: Accelerator, board: Board) -> tuple[Base, PeftModel]:
-    """The base and its adapter, with what can be verified of them verified."""
+def _open_model(config: Config, accelerator: Accelerator, board: Board, fresh: Rows | None) -> tuple[Base, PeftModel]:
+    """The base and its adapter, with what can be verified of them verified.
+
+    Args:
+        fresh: rows that a new adapter may begin from; None where a checkpoint's weights will take its place.
+    """
     sharded = is_sharded(accelerator)
     device = torch.device("cpu") if sharded else accelerator.device
     base = load_base(config.model, config.quantization, device, to_shard=sharded)
     board.say(f"rope verified in the live model: inv_freq within {base.rope_error:.1e} of the closed form")
     model = attach_adapter(base, config.lora, config.train.seed)
+    if fresh is not None and config.lora.init_from is None:
+        start_adapter(model, config.model, config.lora, config.train.seed, fresh)
     if sharded:
         shard_base(model, accelerator)
         size = frozen_bytes(model) / 1e9
         board.say(f"the base is spread over {accelerator.num_processes} processes (FSDP2): {size:.2f} GB on each")
+    take_from_main(accelerator, [p for p in model.parameters() if p.requires_grad])
     if config.data.packing == "best_fit" or config.train.per_device_train_batch_size > 1:
         check_isolation(base.model)
         board.say(f"packing verified: documents do not see each other ({base.model.config._attn_implementation})")

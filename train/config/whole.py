@@ -58,9 +58,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _rows_can_be_shared(self) -> Config:
         if self.train.context_parallel_size > 1 and self.model.attn_implementation != "auto":
-            raise ValueError(
-                "train.context_parallel_size needs model.attn_implementation: auto (others see whole rows)"
-            )
+            raise ValueError("train.context_parallel_size needs model.attn_implementation: auto")
         return self
 
     @model_validator(mode="after")
@@ -93,6 +91,8 @@ class Config(Section):
         start = self.lora.init_lora_weights
         if start == "loftq" and self.quantization.bits != 4:
             raise ValueError("lora.init_lora_weights: loftq mends the error of 4 bits; it needs quantization.bits: 4")
+        if self.lora.use_dora and self.quantization.bits == 8:
+            raise ValueError("lora.use_dora: peft's DoRA does not read weights held in 8 bits; set quantization.bits")
         if start == "pissa" and self.train.weight_decay:
             raise ValueError(
                 "lora.init_lora_weights: pissa needs train.weight_decay: 0 (decay would take away from the base itself)"

@@ -57,12 +57,8 @@ def _continue_adapter(base: Base, lora: Lora, run: Path) -> PeftModel:
     if not lora.init_from_other_rope:
         require_same_rope(base, folder)
     saved = _saved_lora_config(folder)
-    in_halves = recorded_frozen_half(folder, saved)
-    _require_same_shape(saved, in_halves, lora, base.model, run)
-    model = load_adapter(base, folder, trainable=True, lora_dropout=lora.lora_dropout)
-    if in_halves:
-        freeze_half(model)
-    return model
+    _require_same_shape(saved, recorded_frozen_half(folder, saved), lora, base.model, run)
+    return load_adapter(base, folder, trainable=True, lora_dropout=lora.lora_dropout)
 
 
 def _require_same_shape(saved: LoraConfig, in_halves: bool, lora: Lora, model: PreTrainedModel, run: Path) -> None:
@@ -127,6 +123,8 @@ def load_adapter(base: Base, folder: Path, *, trainable: bool = False, lora_drop
     if config.modules_to_save:
         # Loading has rounded the copies to the base's type; only now is there room for what was saved.
         set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"))
+    if recorded_frozen_half(folder, config):
+        freeze_half(model)
     return model
 
 

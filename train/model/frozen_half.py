@@ -3,10 +3,14 @@
 PiSSA (arXiv 2404.02948) trains a weight's principal components A, B and takes them out of the base. Here the base
 stays as it is, since what is merged and shipped is made from it. What is taken out is a second half of the adapter, of
 the same rank, with the sign of B turned: the adapter is plain LoRA of twice the rank, exact to save, load and merge,
-whose update A'B' - AB begins at zero. That second half must not move:
+whose update B'A' - BA begins at zero. That second half must not move:
 
 - its gradients are set to zero, so that neither their norm nor an optimizer's moments know of it;
 - what an optimizer makes of it all the same is undone (8-bit moments do not keep a zero beside other numbers).
+
+And the update must not be the difference of two large products in bfloat16, which would drown what a step of 1e-4
+changes. So it is multiplied as (B' - B) A' + B (A' - A), whose differences are taken in float32: the same number, small
+where the change is small, and zero to the bit at the beginning.
 """
 
 from __future__ import annotations
@@ -19,11 +23,11 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel
+from peft.tuners.lora.layer import LoraLayer
 
 from data.errors import UserError
 
 FILE_NAME = "frozen_half.json"
-_ATTRIBUTE = "ropewalk_frozen_rank"
 
 
 def with_frozen_half(config: LoraConfig) -> LoraConfig:
@@ -39,16 +43,32 @@ def without_frozen_half(config: LoraConfig) -> tuple[int, float]:
 
 
 def freeze_half(model: PeftModel) -> None:
-    """Let no gradient reach the second half of the adapter's matrices."""
-    config: Any = model.peft_config["default"]
-    setattr(model, _ATTRIBUTE, config.r // 2)
+    """Let no gradient reach the second half of the adapter's matrices, and let the layers know of it."""
+    layers: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    for layer in layers:
+        layer.has_frozen_half = True
     for half in _frozen(model):
-        half.parameter.register_hook(half.without_gradient)
+        if half.parameter.requires_grad:
+            half.parameter.register_hook(half.without_gradient)
 
 
 def has_frozen_half(model: PeftModel) -> bool:
     """Whether `freeze_half` was called on it."""
-    return hasattr(model, _ATTRIBUTE)
+    return any(getattr(module, "has_frozen_half", False) for module in model.modules())
+
+
+def as_difference(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Other matrices of the same product b a, of which one half is as small as what was learned.
+
+    Args:
+        a: shape (2 * rank, columns), its second half frozen: A' over A.
+        b: shape (rows, 2 * rank): B' beside -B.
+
+    Returns:
+        A' over A' - A, and B' - B beside B. Gradients reach A' and B' only.
+    """
+    (ours, theirs), (up, negative) = a.chunk(2), b.chunk(2, dim=1)
+    return torch.cat([ours, ours - theirs.detach()]), torch.cat([up + negative.detach(), -negative.detach()], dim=1)
 
 
 def hold_frozen_half(model: PeftModel, optimizer: torch.optim.Optimizer) -> None:
@@ -72,7 +92,8 @@ def hold_frozen_half(model: PeftModel, optimizer: torch.optim.Optimizer) -> None
 def record_frozen_half(model: PeftModel, folder: Path) -> None:
     """Write beside a saved adapter that half of it stays as it is, for whoever trains it on; nothing for others."""
     if has_frozen_half(model):
-        what = {"frozen_rank": getattr(model, _ATTRIBUTE), "of": "lora_A rows and lora_B columns from there on"}
+        config: Any = model.peft_config["default"]
+        what = {"frozen_rank": config.r // 2, "of": "lora_A rows and lora_B columns from there on"}
         (folder / FILE_NAME).write_text(json.dumps(what) + "\n")
 
 

@@ -1,7 +1,7 @@
 """The weights that a new adapter begins with, where they are taken from the base or from the data; the base stays.
 
     pissa   the principal components of the weight that the base computes with, and their frozen negative
-            (train/model/frozen_half.py; arXiv 2404.02948): the model begins as the base, exactly but for rounding
+            (train/model/frozen_half.py; arXiv 2404.02948): the model begins as the base, to the bit
     loftq   of the error that quantization made, what a LoRA of this rank can mend (arXiv 2310.08659, its first
             iteration: the quantized weight stays): the model begins nearer to the unquantized base
     eva     A from the directions in which the inputs vary most (train/model/eva.py), B zero
@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from peft import PeftModel
 from peft.tuners.lora.layer import LoraLayer
-from peft.utils.integrations import dequantize_module_weight
 
 from data.errors import UserError
 from data.rows import Rows
 from train.config import Lora, Model
 from train.model.checkpoint_files import base_directory, original_weights, read_weight
 from train.model.eva import eva_directions
+from train.model.frozen import live_weight
 
 # Of the randomized SVD (Halko, Martinsson and Tropp, arXiv 0909.4061): power iterations, and columns beyond the rank.
 ITERATIONS, BEYOND = 8, 16
@@ -55,7 +55,7 @@ def start_adapter(model: PeftModel, base: Model, lora: Lora, seed: int, rows: Ro
 @torch.no_grad()
 def _start_pissa(model: PeftModel, rank: int, seed: int) -> None:
     for name, layer in adapted_layers(model):
-        b, a = _principal(_live_weight(layer), rank, layer.scaling[ADAPTER], seed, name)
+        b, a = _principal(_live(layer), rank, layer.scaling[ADAPTER], seed, name)
         _set(layer, torch.cat([a, a]), torch.cat([b, -b], dim=1))
 
 
@@ -68,7 +68,7 @@ def _start_loftq(model: PeftModel, base: Model, rank: int, seed: int) -> None:
         if weight not in places:
             found = f"no weight {weight} in its files, which loftq compares the quantized one with"
             raise UserError(str(folder), found, "choose another lora.init_lora_weights")
-        live = _live_weight(layer)
+        live = _live(layer)
         error = read_weight(places[weight], weight).to(live) - live
         b, a = _principal(error, rank, layer.scaling[ADAPTER], seed, name)
         _set(layer, a, b)
@@ -90,9 +90,9 @@ def adapted_layers(model: PeftModel) -> Iterator[tuple[str, LoraLayer]]:
             yield name.removeprefix(_PREFIX), module
 
 
-def _live_weight(layer: LoraLayer) -> torch.Tensor:
-    """What the base's layer multiplies with, float32, shape (out_features, in_features)."""
-    return dequantize_module_weight(layer.get_base_layer()).detach().float()
+def _live(layer: LoraLayer) -> torch.Tensor:
+    base: Any = layer.get_base_layer()
+    return live_weight(base)
 
 
 def _principal(

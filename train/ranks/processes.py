@@ -9,7 +9,7 @@ from datetime import timedelta
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, InitProcessGroupKwargs, gather_object
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast, gather_object
 
 from data.errors import UserError
 from train.ranks.context import refuse_parallelism_config
@@ -67,6 +67,12 @@ def use_all_cores(processes: int) -> None:
     if os.environ.get("OMP_NUM_THREADS") == "1":
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         torch.set_num_threads(max(1, cores // processes))
+
+
+def take_from_main(accelerator: Accelerator, parameters: Sequence[torch.nn.Parameter]) -> None:
+    """Give the parameters the main process's values: what each has computed may differ in its last bits."""
+    if accelerator.num_processes > 1:
+        broadcast([parameter.data for parameter in parameters], from_process=0)
 
 
 def sum_gradients(accelerator: Accelerator, parameters: Sequence[torch.nn.Parameter]) -> None:

@@ -1,4 +1,4 @@
-"""python -m tests.faults [--rows NAME ...] [--tries N] [--out FOLDER]    what a run survives, as a table.
+"""python -m tests.faults [--rows NAME[=TRIES] ...] [--out FOLDER]    what a run survives, as a table.
 
 Every try makes one fault in a run of a tiny nf4 model with packing, accumulation and dropout, resumes it to its end,
 and compares metrics, adapter and checkpoints with those of a run that nothing disturbed. Exit code 1: one differed.
@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -32,10 +32,12 @@ from tests import conftest
 from . import disks, kills
 from .world import Tally, World, fork
 
+# Tries of each; 0: one for each operation, or each kind of damage.
 ROWS: dict[str, tuple[Callable[[World, int, random.Random], Tally], int]] = {
     "between": (kills.between_steps, 20),
     "any-moment": (kills.at_any_moment, 20),
     "inside": (kills.inside_a_write, 20),
+    "again": (kills.in_one_run, 20),
     "start": (kills.at_each_operation_of_the_start, 0),
     "save": (kills.at_each_operation_of_a_save, 0),
     "publish": (kills.at_each_operation_of_publishing, 0),
@@ -63,15 +65,17 @@ def main() -> int:
     world = _world(folder)
     no_mounts = disks.can_mount(folder)
     tallies = []
-    for name in arguments.rows or ROWS:
+    for wanted in arguments.rows or ROWS:
+        name, _, some = wanted.partition("=")
         make, tries = ROWS[name]
         if name in MOUNTING and no_mounts:
             tally = Tally(name, skipped=no_mounts)
         else:
-            tally = make(world, arguments.tries or tries, random.Random(arguments.seed))
-        tallies.append(tally)
+            tally = make(world, int(some or tries), random.Random(arguments.seed))
+        tallies.append(replace(tally, row=name))
         print(row(tally), *tally.wrong, sep="\n    ", flush=True)
-    record = {"command": "python -m tests.faults", **_where(), "seconds": round(time.monotonic() - began)}
+    command = " ".join(["python -m tests.faults", *sys.argv[1:]])
+    record = {"command": command, **_where(), "seconds": round(time.monotonic() - began)}
     write(arguments.out, tallies, record)
     holds = all(tally.holds for tally in tallies)
     if holds:
@@ -157,8 +161,7 @@ def _where() -> dict[str, object]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", nargs="+", choices=list(ROWS), help="only these faults")
-    parser.add_argument("--tries", type=int, help="of each fault that is made at random (default: see the table)")
+    parser.add_argument("--rows", nargs="+", metavar="NAME[=TRIES]", help=f"only these: {', '.join(ROWS)}")
     parser.add_argument("--seed", type=int, default=0, help="of the random moments")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder of faults.md and .json")
     return parser

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import os
 import random
 import shutil
@@ -78,17 +79,17 @@ def damaged(world: World, tries: int, draw: random.Random) -> Tally:
     """Each file of the newest checkpoint in each way: it is named and kept aside, and the one before is used."""
     tally = Tally("a damaged file of the newest checkpoint: bit flip, cut, empty, missing")
     template = stopped_after(world, 4)
-    for name in sorted(content_of(saved(template / "checkpoints")[-1])):
-        for damage in (_flip, _cut, _empty, _remove):
-            run = world.new("damaged", template)
-            newest = saved(run / "checkpoints")[-1]
-            damage(newest / name, draw)
-            broken = content_of(newest)
-            code = world.finish(run)
-            if f"{newest} is damaged: " not in world.log_of(run) or name not in world.log_of(run):
-                tally.wrong.append(f"{run.name}: {name} is not named")
-            kept = content_of(newest.with_name(f"damaged-{newest.name}")) == broken
-            world.judge(tally, run, code, int(not kept))
+    ways = list(itertools.product(sorted(content_of(saved(template / "checkpoints")[-1])), _DAMAGES))
+    for name, damage in draw.sample(ways, tries) if tries else ways:
+        run = world.new("damaged", template)
+        newest = saved(run / "checkpoints")[-1]
+        damage(newest / name, draw)
+        broken = content_of(newest)
+        code = world.finish(run)
+        if f"{newest} is damaged: " not in world.log_of(run) or name not in world.log_of(run):
+            tally.wrong.append(f"{run.name}: {name} is not named")
+        kept = content_of(newest.with_name(f"damaged-{newest.name}")) == broken
+        world.judge(tally, run, code, int(not kept))
     return tally
 
 
@@ -100,7 +101,7 @@ def all_damaged(world: World, tries: int, draw: random.Random) -> Tally:
         run = world.new("lost", template)
         for checkpoint in saved(run / "checkpoints"):
             name = draw.choice(sorted(content_of(checkpoint)))
-            draw.choice([_flip, _cut, _empty, _remove])(checkpoint / name, draw)
+            draw.choice(_DAMAGES)(checkpoint / name, draw)
         broken = {one.name: content_of(one) for one in saved(run / "checkpoints")}
         _expect_refusal(world, tally, run, world.finish(run), "every checkpoint is damaged")
         lost = int({one.name: content_of(one) for one in saved(run / "checkpoints")} != broken)
@@ -195,9 +196,6 @@ def _expect_refusal(world: World, tally: Tally, run: Path, code: int, text: str)
         tally.wrong.append(f"{run.name}: exit code {code}, not {REFUSED} with {text!r}: {log[-600:]}")
 
 
-Damage = Callable[[Path, random.Random], None]
-
-
 def _flip(path: Path, draw: random.Random) -> None:
     content = bytearray(path.read_bytes())
     content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
@@ -214,3 +212,6 @@ def _empty(path: Path, draw: random.Random) -> None:
 
 def _remove(path: Path, draw: random.Random) -> None:
     path.unlink()
+
+
+_DAMAGES: list[Callable[[Path, random.Random], None]] = [_flip, _cut, _empty, _remove]

@@ -19,7 +19,7 @@ import train.stages
 from train.run.directory import Run
 
 from .hooks import Operations, after, armed_in, before, cut_a_line, die_after_saving, note_what_is_complete
-from .world import ENDED, INTERRUPTED, LIMIT, STEPS, Child, Tally, World, content_of, fork
+from .world import ENDED, INTERRUPTED, LIMIT, STEPS, Child, Tally, World, content_of, fork, lines
 
 
 def between_steps(world: World, tries: int, draw: random.Random) -> Tally:
@@ -62,22 +62,58 @@ def inside_a_write(world: World, tries: int, draw: random.Random) -> Tally:
     return tally
 
 
+def in_one_run(world: World, tries: int, draw: random.Random) -> Tally:
+    """The same run again and again: in turns while a checkpoint is written, and after a line of metrics."""
+    tally = Tally("SIGKILL again and again in one run, in turns inside a checkpoint write and between steps")
+    run, kills = world.new("again"), 0
+    while tally.tries + kills < tries:
+        child = world.launch(run, functools.partial(note_what_is_complete, world.journal_of(run)))
+        seen = len(lines(run))
+        inside = functools.partial(_is_writing, run)
+        wait_for(child, functools.partial(has_lines, run, seen + 1) if kills % 2 else inside)
+        time.sleep(draw.uniform(0.0, 0.01))
+        if not child.has_ended():
+            child.kill()
+        if child.wait() == -signal.SIGKILL:
+            kills += 1
+            tally.lost += world.lost(run)
+        else:
+            _judge_all(world, tally, run, kills)
+            run, kills = world.new("again"), 0
+    _judge_all(world, tally, run, kills)
+    return tally
+
+
+def _is_writing(run: Path) -> bool:
+    return any((run / "checkpoints").glob(".step-*.partial"))
+
+
+def _judge_all(world: World, tally: Tally, run: Path, kills: int) -> None:
+    """The end of a run counts for each kill that it met."""
+    one = Tally(tally.fault)
+    world.judge(one, run, world.finish(run))
+    tally.tries += kills
+    tally.resumed += kills * one.resumed
+    tally.equal += kills * one.equal
+    tally.wrong += one.wrong
+
+
 def at_each_operation_of_a_save(world: World, tries: int, draw: random.Random) -> Tally:
     """Of the save of step 6, which also prunes; the run has complete checkpoints of steps 2 and 4."""
     template = stopped_after(world, 4)
     begin = functools.partial(_in_save, step=6)
-    return _at_each_operation(world, "SIGKILL at each file operation of a save", template, begin)
+    return _at_each_operation(world, "SIGKILL at each file operation of a save", template, begin, tries, draw)
 
 
 def at_each_operation_of_the_start(world: World, tries: int, draw: random.Random) -> Tally:
     """Of a run that has not been there before, until its first step."""
-    return _at_each_operation(world, "SIGKILL at each file operation of the start", None, _in_start)
+    return _at_each_operation(world, "SIGKILL at each file operation of the start", None, _in_start, tries, draw)
 
 
 def at_each_operation_of_publishing(world: World, tries: int, draw: random.Random) -> Tally:
     """Of the adapter, when all steps are done."""
     template = stopped_after(world, STEPS)
-    return _at_each_operation(world, "SIGKILL at each file operation of publishing", template, _in_publish)
+    return _at_each_operation(world, "SIGKILL at each file operation of publishing", template, _in_publish, tries, draw)
 
 
 def at_each_operation_of_replacing(world: World, tries: int, draw: random.Random) -> Tally:
@@ -180,8 +216,10 @@ def _judge_killed(world: World, tally: Tally, run: Path, code: int) -> None:
 Begin = Callable[[World, Path, int | None], Operations]
 
 
-def _at_each_operation(world: World, fault: str, template: Path | None, begin: Begin) -> Tally:
-    """Once for each operation that a launch counts where `begin` arms it."""
+def _at_each_operation(
+    world: World, fault: str, template: Path | None, begin: Begin, tries: int, draw: random.Random
+) -> Tally:
+    """Once for each operation that a launch counts where `begin` arms it; or for some of them."""
     tally, counted = Tally(fault), world.folder / "operations.json"
     run = world.new("count", template)
 
@@ -191,15 +229,17 @@ def _at_each_operation(world: World, fault: str, template: Path | None, begin: B
 
     if code := world.launch(run, count).wait():
         raise RuntimeError(f"the launch that counts ended with {code}: {world.log_of(run)[-600:]}")
-    for number in range(len(json.loads(counted.read_text()))):
+    numbers = range(len(json.loads(counted.read_text())))
+    for number in draw.sample(numbers, tries) if tries else numbers:
         run = world.new("operation", template)
         there = world.complete(run)
         code = world.launch(run, functools.partial(begin, world, run, number)).wait()
         if code != -signal.SIGKILL:
             tally.wrong.append(f"{run.name}: ended with {code} at operation {number}")
         # One that is pruned by a complete save is not lost.
-        still_wanted = set(sorted(there | world.complete(run))[-LIMIT:])
-        world.judge(tally, run, world.finish(run), len(still_wanted & there - world.complete(run)))
+        left = world.complete(run)
+        lost = set(sorted(there | left)[-LIMIT:]) & there - left
+        world.judge(tally, run, world.finish(run), len(lost))
     return tally
 
 

@@ -32,6 +32,7 @@ class Tally:
     """A row of the table.
 
     Attributes:
+        row: the name by which it is asked for.
         tries: how often the fault was made.
         resumed: tries after which the run went on to its end.
         equal: tries whose metrics, adapter and checkpoints are, to the bit, those of a run without a fault.
@@ -47,6 +48,7 @@ class Tally:
     lost: int = 0
     skipped: str = ""
     wrong: list[str] = field(default_factory=list)
+    row: str = ""
 
     @property
     def holds(self) -> bool:

@@ -12,6 +12,7 @@ from train.ranks.pulse import Pulse, Silent, meet
 from train.run.console import Board
 from train.run.resume import claim
 from train.stopping import Stopping
+from train.trouble.memory import memory_explained
 
 
 def run_training(
@@ -31,7 +32,12 @@ def run_training(
     Raises:
         UserError: for every mistake that the user can mend, before or while training.
     """
-    stopping, pulse = stopping or Stopping(config.train.max_time), pulse or Silent()
+    stopping = stopping or Stopping(config.train.max_time)
+    with memory_explained(config, accelerator, pulse or Silent()) as noted:
+        return _train(config, accelerator, stopping, noted, resume)
+
+
+def _train(config: Config, accelerator: Accelerator, stopping: Stopping, pulse: Pulse, resume: bool) -> Ending:
     board = Board(visible=accelerator.is_main_process)
     run = claim(config, resume)
     meet(accelerator, pulse, "opening: the run directory")

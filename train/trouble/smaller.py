@@ -37,6 +37,11 @@ class Change:
     launch: str = ""
 
     @property
+    def of(self) -> tuple[str, ...]:
+        """What it changes, whatever it changes it to."""
+        return (self.launch, *(name for name, _ in self.settings))
+
+    @property
     def can_resume(self) -> bool:
         """Whether a run that has begun may go on so."""
         return all(name in FREE_TO_CHANGE for name, _ in self.settings)
@@ -67,30 +72,36 @@ class Offer:
 
 
 def offers(config: Config, model: PretrainedConfig, where: Where, room: float) -> list[Offer]:
-    """Up to three changes that fit into `room` bytes, the one that changes least first.
+    """Up to three ways to fit into `room` bytes, the one that changes least first; none where nothing fits.
 
-    Where one change is not enough, it is taken together with those before it. Where nothing fits, the list is empty.
+    A change that is not enough by itself is taken together with those before it that were not either. Of several
+    changes of the same settings the smallest one that fits is offered.
     """
     found: list[Offer] = []
+    settled: set[tuple[str, ...]] = set()
     together: Change | None = None
     for change in changes(config, model, where):
-        together = change if together is None else _both(together, change)
-        for candidate in (change, together):
-            offer = _offer(candidate, config, model)
-            if offer is not None and offer.plan.peak <= room:
-                found.append(offer)
-                break
+        if change.of in settled:
+            continue
+        offer = _fitting(change, config, model, room)
+        if offer is None:
+            together = change if together is None else _both(together, change)
+            offer = _fitting(together, config, model, room)
+        if offer is not None:
+            found.append(offer)
+            settled.add(change.of)
         if len(found) == SHOWN:
             break
     return found
 
 
-def _offer(change: Change, config: Config, model: PretrainedConfig) -> Offer | None:
-    """The change with its plan; None where the rest of the config forbids it."""
+def _fitting(change: Change, config: Config, model: PretrainedConfig, room: float) -> Offer | None:
+    """The change with its plan; None where it does not fit, or the rest of the config forbids it."""
     try:
-        return Offer(change, estimate(change.applied_to(config), model, change.where))
+        offer = Offer(change, estimate(change.applied_to(config), model, change.where))
     except ValidationError:
         return None
+    return offer if offer.plan.peak <= room else None
 
 
 def changes(config: Config, model: PretrainedConfig, where: Where) -> Iterator[Change]:

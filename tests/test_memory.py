@@ -264,7 +264,6 @@ def test_loading_that_runs_out_of_memory_says_so(config, monkeypatch) -> None:
 
 
 def test_other_errors_pass_as_they_are(config) -> None:
-    cpu = Accelerator(cpu=True)
     with (
         pytest.raises(RuntimeError, match="another thing"),
         memory_explained(config(), Accelerator(cpu=True), Silent()),

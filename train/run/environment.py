@@ -42,7 +42,7 @@ def environment(topology: str) -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()} {' '.join(platform.libc_ver())}".strip(),
-        **{package: found for package in PACKAGES if (found := _version(package))},
+        **packages(),
         "git_commit": _said_by("git", "describe", "--always", "--dirty", "--abbrev=40"),
         "source": _source(),
         "device": torch.cuda.get_device_name() if on_gpu else _cpu_model(),
@@ -53,6 +53,11 @@ def environment(topology: str) -> dict[str, Any]:
         "topology": topology,
         "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ and not is_secret_name(name)},
     }
+
+
+def packages() -> dict[str, str]:
+    """The versions of those of PACKAGES that are installed."""
+    return {package: found for package in PACKAGES if (found := _version(package))}
 
 
 def _version(package: str) -> str | None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import torch
 
 from data.rows import Rows
 from train.loop import MicroBatch, Step
-from train.run.environment import PACKAGES
+from train.run.environment import packages
 from train.run.files import write_whole
 
 FOLDER = "failures"
@@ -53,7 +52,7 @@ def write_dump(path: Path, why: str, step: Step, rows: Rows, model: torch.nn.Mod
             "trained": _types(p for p in model.parameters() if p.requires_grad),
             "frozen": _types(p for p in model.parameters() if not p.requires_grad),
         },
-        "packages": {package: version(package) for package in PACKAGES},
+        "packages": packages(),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps(content, indent=2, allow_nan=False) + "\n")

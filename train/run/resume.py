@@ -90,8 +90,9 @@ def record_start(run: Run, config: Config, topology: str) -> None:
         UserError: a resumed run's base changed.
     """
     run.path.mkdir(parents=True, exist_ok=True)
-    record_base(run.path, config.model.name_or_path, config.model.revision)
+    # First what makes the directory a run's: with anything else in it, a kill here would leave one that nobody may use.
     write_whole(run.config, config_yaml(config))
+    record_base(run.path, config.model.name_or_path, config.model.revision)
     run.write_json(ENVIRONMENT, _launches(run, _launch(config, topology)))
 
 

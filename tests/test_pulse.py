@@ -12,6 +12,7 @@ from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsa
 
 from data.errors import UserError
 from train.ranks import failure, pulse
+from train.ranks import notes as notes_module
 from train.ranks.failure import told_once
 from train.ranks.notes import Notes, Phase, notes_of_launch
 from train.ranks.pulse import Heartbeat, LostProcessError, Silent, pulse_of, stalled
@@ -130,8 +131,9 @@ def test_a_single_process_has_no_notes(monkeypatch: pytest.MonkeyPatch) -> None:
         main()
 
 
-def test_notes_outlive_their_keeper() -> None:
-    """The main machine is gone: nothing is raised, and whoever fails then says so."""
+def test_notes_outlive_their_keeper(capsys) -> None:
+    """The main machine is gone: nothing is raised, and whoever fails or waits in vain then says so."""
+    ended = threading.Event()
     keeper = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     own = Notes(TCPStore("127.0.0.1", keeper.port, is_master=False, wait_for_workers=False), 0, 2)
     own.put(Phase("step 1", waits=False))
@@ -140,7 +142,29 @@ def test_notes_outlive_their_keeper() -> None:
     assert not own.failed()
     own.put(Phase("step 2", waits=False))
     assert own.phases() == {}
+    assert own.lost
     assert own.may_tell()
+    with Heartbeat(own, own, limit=0.1, end=ended.set) as heart:
+        heart.waits("step 2: summing over the processes")
+        assert ended.wait(10)
+    said = capsys.readouterr().err
+    assert "the main machine does not answer; waited 0 s: rank 0 in 'step 2: summing over the processes'" in said
+
+
+def test_a_question_that_nobody_answers_is_not_asked_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network that swallows what is sent: here, a keeper that takes the call and says nothing."""
+    monkeypatch.setattr(notes_module, "ANSWER_WITHIN", 0.3)
+
+    class Mute:
+        def check(self, keys: list[str]) -> bool:
+            time.sleep(5)
+            return True
+
+    own = Notes(Mute(), 0, 2)  # pyright: ignore[reportArgumentType]
+    began = time.monotonic()
+    assert not own.failed()
+    assert own.lost
+    assert time.monotonic() - began < 3
 
 
 def test_a_lost_connection_is_known_by_its_kind() -> None:

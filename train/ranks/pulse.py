@@ -127,7 +127,9 @@ class Heartbeat:
         """Say who stalled, if nobody has, and end this process: the thread that trains may never come back."""
         phases = self._seen.phases() | {self._seen.rank: self._now}
         if self._seen.may_tell():
-            print(f"error: {stalled(phases, self._seen.ranks, waited)}", file=sys.stderr, flush=True)
+            gone = self._seen.lost
+            message = unreachable(phases, waited) if gone else stalled(phases, self._seen.ranks, waited)
+            print(f"error: {message}", file=sys.stderr, flush=True)
         elif self._over.wait(PATIENCE):
             return
         self._end()
@@ -161,12 +163,18 @@ def stalled(phases: dict[int, Phase], ranks: int, seconds: float) -> UserError:
         "look at that process (py-spy dump --pid shows where it is) and its machine, then go on with --resume;"
         " where it is only slow, raise train.stall_minutes"
     )
-    span = f"{seconds / 60:.0f} min" if seconds >= 60 else f"{seconds:.0f} s"
+    span = _span(seconds)
     if not behind:
         found = f"all processes have waited {span} for one another: {_together(waiting)}"
         return UserError("stalled", found, "look at the network between them, then go on with --resume")
     found = f"{each}{more}; the others have waited {span} for it: {_together(waiting)}"
     return UserError("stalled", found, todo)
+
+
+def unreachable(own: dict[int, Phase], seconds: float) -> UserError:
+    """Who waits, where nobody can be asked for whom."""
+    found = f"the main machine does not answer; waited {_span(seconds)}: {_together(own)}"
+    return UserError("stalled", found, "look at that machine and the network, then go on with --resume")
 
 
 def lost(rank: int, phase: str, reason: str, phases: dict[int, Phase]) -> UserError:
@@ -191,6 +199,10 @@ def _place(rank: int, phase: Phase | None) -> str:
     if phase is None:
         return f"rank {rank} has told nothing"
     return f"rank {rank} (process {phase.pid} on {phase.host}) is in '{phase.name}'"
+
+
+def _span(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 60 else f"{seconds:.0f} s"
 
 
 def _together(phases: dict[int, Phase]) -> str:

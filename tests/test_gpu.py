@@ -15,7 +15,7 @@ from data.tokens import Encoder
 from evals.load import live_model
 from evals.scoring import TransformersScorer
 from export.merge.ship import merge_run
-from train.checkpoint.store import latest
+from train.checkpoint.store import saved
 from train.config import Config
 from train.model.base import load_tokenizer
 from train.optim import build_optimizer, optimizer_state, restore_optimizer
@@ -38,7 +38,7 @@ def test_train_and_merge(tiny_model: Path, records: Path, tmp_path: Path) -> Non
     run_training(config, Accelerator(), resume=False)
     run = Run(config.run_dir)
     assert losses(run)[-1] < losses(run)[0] - 0.3
-    assert latest(run.checkpoints) is not None
+    assert saved(run.checkpoints)
     assert merge_run(run.path, "dequantized", "float16", None, print).verified
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 import train.loop
 from benchmarks.dtype_path import distance, mean_difference, rows_of, train_curve
 from data.errors import UserError
-from train.checkpoint.store import latest
+from train.checkpoint.store import saved
 from train.config import Config, DataSource, Lora
 from train.loss import token_loss_sum
 from train.run.directory import Run
@@ -115,8 +115,7 @@ def test_an_unfinished_checkpoint_is_not_taken_for_a_whole_one(config, monkeypat
     with pytest.raises(KeyboardInterrupt):
         run(config("parts"))
     parts = Run(config("parts").run_dir)
-    newest = latest(parts.checkpoints)
-    assert newest is not None
+    newest = saved(parts.checkpoints)[-1]
     newest.rename(newest.with_name(f".{newest.name}.partial"))
     (newest.with_name(f".{newest.name}.partial") / "state.json").unlink()
     monkeypatch.undo()
@@ -129,8 +128,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(config, monkey
     stop_after(5, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         run(config("parts"))
-    newest = latest(Run(config("parts").run_dir).checkpoints)
-    assert newest is not None
+    newest = saved(Run(config("parts").run_dir).checkpoints)[-1]
     (newest / "optimizer.safetensors").write_bytes(b"broken")
     monkeypatch.undo()
     assert_same_run(whole, run(config("parts"), resume=True))

@@ -58,11 +58,6 @@ def save_checkpoint(
     return final
 
 
-def latest(folder: Path) -> Path | None:
-    """The newest checkpoint by its name, without a look at what it holds (train/checkpoint/choose.py does look)."""
-    return max(saved(folder), key=step_of, default=None)
-
-
 def load_checkpoint(checkpoint: Path, model: PeftModel, optimizer: torch.optim.Optimizer) -> int:
     """Restore adapter and optimizer in place; returns the number of finished steps.
 

@@ -12,12 +12,16 @@ from conftest import settings
 from test_training import assert_same_run, metrics, run, stop_after
 
 from data.errors import UserError
+from data.tokens import Encoder
 from train.config import Config
 from train.evaluate.history import History
 from train.loop import MicroBatch, Step
 from train.loss import token_loss_sum
+from train.model.base import load_tokenizer
+from train.recipe import open_data
 from train.run.directory import Run
 from train.schedule import Steps
+from train.trouble.judge import Judge
 from train.trouble.non_finite import MOST_IN_A_ROW, suspects, what_is_not_finite
 from train.trouble.spikes import FEWEST, WINDOW, spike
 
@@ -144,6 +148,19 @@ def test_a_dump_that_cannot_be_written_does_not_hide_what_happened(config, monke
     monkeypatch.setattr("train.trouble.dump.write_whole", full)
     with pytest.raises(UserError, match=r"the loss is nan .* could not be kept: No space left"):
         run(config())
+
+
+def test_processes_share_the_names_of_their_records_and_each_keeps_its_own_part(config) -> None:
+    done = run(config(max_steps=1))
+    parts, asked = torch.nn.Linear(1, 1), config(on_non_finite="skip").train
+    data = open_data(config(), Encoder(load_tokenizer(config().model.name_or_path)), done.cache)
+    warned: list[str] = []
+    judge = Judge(done.path, 1, 2, asked, parts, data, lambda own: ["a.jsonl:1", *own], warned.append)
+    judge.look_at(step_of(math.nan, (1.0, 1.0)), History())
+    (message,) = warned
+    assert "records: a.jsonl:1; details: " in message
+    assert message.endswith("step-000001-rank-1.json, one of each process beside it)")
+    assert json.loads((done.path / "failures" / "step-000001-rank-1.json").read_text())["loss"] == "nan"
 
 
 def step_of(loss: float, micro_losses: tuple[float, ...], norm: float = 1.0) -> Step:

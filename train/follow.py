@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from accelerate.utils import gather_object
+
 from data.wording import counted
 from train.checkpoint.keeper import Keeper
 from train.evaluate.held_out import HeldOut
@@ -106,7 +108,7 @@ def _has_enough(session: Session, history: History) -> bool:
 def _judge(session: Session) -> Judge:
     parts, accelerator = session.parts, session.accelerator
     own = session.run.path, accelerator.process_index, accelerator.num_processes
-    return Judge(*own, parts.settings, parts.model, parts.data, session.board.warn)
+    return Judge(*own, parts.settings, parts.model, parts.data, gather_object, session.board.warn)
 
 
 def _record(step: Step, before: History) -> dict[str, Any]:

@@ -28,6 +28,7 @@ class Judge:
     Attributes:
         run: its directory.
         rank: of this process; ranks: how many there are.
+        gather: makes a list of all processes' lists; called by all of them, or none.
         warn: told of what does not stop the run.
     """
 
@@ -37,6 +38,7 @@ class Judge:
     settings: Train
     model: torch.nn.Module
     data: Dataset
+    gather: Callable[[list[str]], list[str]]
     warn: Callable[[str], None]
 
     def look_at(self, step: Step, history: History) -> None:
@@ -85,10 +87,9 @@ class Judge:
 
     def _told(self, step: Step, why: str, rows: Rows, suspected: list[int]) -> str:
         """The records and the dump, in words."""
-        origins = rows.origins(suspected)
+        origins = list(dict.fromkeys(self.gather(rows.origins(suspected))))  # a row may be shared by processes
         more = f" and {len(origins) - SHOWN} more" if len(origins) > SHOWN else ""
-        named = ", ".join(origins[:SHOWN]) + more if origins else "of another process"
-        return f"records: {named}; {self._dumped(step, why, rows)}"
+        return f"records: {', '.join(origins[:SHOWN])}{more}; {self._dumped(step, why, rows)}"
 
     def _dumped(self, step: Step, why: str, rows: Rows) -> str:
         path = dump_path(self.run, step.step, self.rank)

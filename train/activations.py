@@ -80,8 +80,9 @@ def activations(config: Config, shape: Shape) -> Activations:
     """What a micro-batch of full rows needs on each process."""
     rows = config.train.per_device_train_batch_size
     tokens = rows * math.ceil(config.model.max_length / config.train.context_parallel_size)
+    elsewhere = rows * config.model.max_length - tokens  # whose keys and values are gathered
     number = 2.0 if config.quantization.compute_dtype == "bfloat16" else 4.0
-    layer = tokens * kept_per_token(config, shape)
+    layer = tokens * kept_per_token(config, shape) + elsewhere * 2 * shape.keys * number
     gradients = tokens * (_INNER_IN_BACKWARD * shape.inner + _WIDTH_IN_BACKWARD * shape.width) * number
     gradients += number * shape.inner * shape.width  # the largest weight, dequantized
     # Logits in float32 and their exponentials; the hidden states that they are made of, and their gradient.

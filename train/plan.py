@@ -97,14 +97,16 @@ def estimate(config: Config, model_config: PretrainedConfig, where: Where | None
     trainable += sum(p.numel() for m in in_full for p in m.parameters())
 
     quantized = in_linears * bytes_per_weight(config.quantization)
-    # One layer at a time is whole.
+    # One layer at a time is whole, and the head while the loss is computed; where it is the embedding, always.
     share = min(1.0, 1 / where.processes + 1 / shape.layers) if where.sharded else 1.0
+    apart = where.sharded and not model_config.tie_word_embeddings
+    share_of_dense = min(1.0, 1 / where.processes + 1 / 2) if apart else 1.0
     number = 2.0 if config.quantization.compute_dtype == "bfloat16" else 4.0
     moments = trainable * moment_bytes(config.train.optim)
     needed = activations(config, shape)
     return Plan(
         quantized=quantized * share,
-        dense=(total - in_linears) * number,
+        dense=(total - in_linears) * number * share_of_dense,
         adapter=trainable * 8.0 + moments,
         paged=moments if where.on_gpu and config.train.optim.startswith("paged") else 0.0,
         checkpoints=needed.checkpoints,

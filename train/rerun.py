@@ -29,7 +29,6 @@ from train.run.console import Board
 from train.run.directory import Run, read_config
 from train.run.metrics import MEASURED, read_metrics
 from train.run.resume import ENVIRONMENT
-from train.schedule import Topology
 from train.stopping import Stopping
 
 
@@ -176,8 +175,7 @@ def _as_planned(session: Session, plan: Mapping[str, Any]) -> Any:
     parts, spread = session.parts, session.parts.topology
     rows = plan.get("rows_per_step", spread.rows_per_step)
     steps = replace(parts.steps, rows_per_step=rows, total=plan.get("steps", parts.steps.total))
-    topology = Topology(spread.rank, spread.ranks, rows, spread.rows_per_micro_batch)
-    return replace(parts, steps=steps, topology=topology)
+    return replace(parts, steps=steps, topology=replace(spread, rows_per_step=rows))
 
 
 def _changes(run: Run, again: Run) -> Iterator[str]:

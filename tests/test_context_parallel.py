@@ -21,6 +21,7 @@ from data.errors import UserError
 from data.tokens import Example
 from train.config import Config
 from train.model.attention import packed_sdpa, queries_of
+from train.model.base import check_positions
 from train.ranks.context import RowGroup, Share, join_rows
 
 SIZES = st.integers(2, 5)
@@ -124,3 +125,14 @@ def test_other_attention_is_refused(tiny_model: Path, records: Path, tmp_path: P
     wanted["model"]["attn_implementation"] = "sdpa"
     with pytest.raises(ValueError, match=r"train\.context_parallel_size needs model\.attn_implementation: auto"):
         Config.model_validate(wanted)
+
+
+def test_positions_that_depend_on_the_whole_row_are_refused(tiny_model: Path, records: Path, tmp_path: Path) -> None:
+    wanted = settings(tiny_model, records, tmp_path / "run", context_parallel_size=2, per_device_train_batch_size=1)
+    factors = {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+    wanted["model"]["rope_scaling"] = {"rope_type": "longrope", "factor": 2.0, **factors}
+    wanted["data"]["packing"] = "none"
+    with pytest.raises(UserError, match=r"longrope.*\n.*set train\.context_parallel_size=1"):
+        check_positions(Config.model_validate(wanted))
+    wanted["train"]["context_parallel_size"] = 1
+    assert check_positions(Config.model_validate(wanted))[1].looks_at_length

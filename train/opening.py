@@ -9,7 +9,6 @@ from accelerate import Accelerator
 from peft import PeftModel
 
 from data.dataset import Dataset
-from data.errors import UserError
 from data.prepare.make import conversations
 from data.report.tell import summary_of
 from data.rows import Rows
@@ -29,7 +28,6 @@ from train.model.start import start_adapter
 from train.model.tokenizer_check import tell_tokenizer
 from train.optim import build_optimizer, parameter_groups
 from train.plan import describe, estimate
-from train.ranks.context import KEY as CONTEXT_PARALLEL
 from train.ranks.context import RowGroup, join_rows
 from train.ranks.processes import take_from_main
 from train.ranks.pulse import Pulse
@@ -73,7 +71,7 @@ def open_session(
     make_deterministic(config.train.full_determinism, accelerator.device)
     pulse.at("opening: the data")
     model_config, spec = check_positions(config)
-    group = _row_group(config, spec, accelerator)
+    group = join_rows(accelerator, config.train.context_parallel_size, config.train.stall_minutes)
     topology = _topology(config, run, group, together=is_sharded(accelerator))
     dataset = _open_data(config, run, accelerator, board)
     report = dataset.report(spec.original_max_position_embeddings)
@@ -141,19 +139,6 @@ def _open_model(config: Config, accelerator: Accelerator, board: Board, fresh: R
     if config.train.gradient_checkpointing:
         checkpoint_activations(base.model)
     return base, model
-
-
-def _row_group(config: Config, spec: RopeSpec, accelerator: Accelerator) -> RowGroup:
-    """The processes that share each row with this one.
-
-    Raises:
-        UserError: they do not come out even, or attention or positions are of a kind that needs whole rows.
-    """
-    size = config.train.context_parallel_size
-    if size > 1 and spec.looks_at_length:
-        found = "longrope with two sets: a part of a row does not tell which of them the row would get"
-        raise UserError("model.rope_scaling.rope_type", found, f"set {CONTEXT_PARALLEL}=1")
-    return join_rows(accelerator, size, config.train.stall_minutes)
 
 
 def _topology(config: Config, run: Run, group: RowGroup, *, together: bool) -> Topology:

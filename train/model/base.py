@@ -115,6 +115,9 @@ def check_positions(config: Config, *, offline: bool = False) -> tuple[Pretraine
         found = "longrope with two sets: a short document would get the frequencies of a long neighbour"
         todo = "set data.packing=none and train.per_device_train_batch_size=1"
         raise UserError("model.rope_scaling.rope_type", found, todo)
+    if spec.looks_at_length and config.train.context_parallel_size > 1:
+        found = "longrope with two sets: a part of a row does not tell which of them the whole row would get"
+        raise UserError("model.rope_scaling.rope_type", found, "set train.context_parallel_size=1")
     return model_config, spec
 
 

@@ -49,7 +49,7 @@ def start_adapter(model: PeftModel, base: Model, lora: Lora, seed: int, rows: Ro
     elif lora.init_lora_weights == "loftq":
         _start_loftq(model, base, lora.r, seed)
     elif lora.init_lora_weights == "eva":
-        _start_eva(model, lora.r, rows)
+        _start_eva(model, lora.r, seed, rows)
 
 
 @torch.no_grad()
@@ -75,12 +75,12 @@ def _start_loftq(model: PeftModel, base: Model, rank: int, seed: int) -> None:
 
 
 @torch.no_grad()
-def _start_eva(model: PeftModel, rank: int, rows: Rows) -> None:
-    for name, _ in adapted_layers(model):
-        _require_rank(model.get_submodule(_PREFIX + name).in_features, rank, name)  # pyright: ignore[reportArgumentType]
-    directions = eva_directions(model, rank, rows)
-    for name, layer in adapted_layers(model):
-        _set(layer, directions[_PREFIX + name], torch.zeros_like(layer.lora_B[ADAPTER].weight))  # pyright: ignore
+def _start_eva(model: PeftModel, rank: int, seed: int, rows: Rows) -> None:
+    layers: dict[str, Any] = dict(adapted_layers(model))
+    for name, layer in layers.items():
+        _require_rank(layer.in_features, rank, name)
+    for name, directions in eva_directions(model, layers, rank, seed, rows).items():
+        _set(layers[name], directions, torch.zeros_like(layers[name].lora_B[ADAPTER].weight))
 
 
 def adapted_layers(model: PeftModel) -> Iterator[tuple[str, LoraLayer]]:

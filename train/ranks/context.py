@@ -107,13 +107,13 @@ class RowGroup:
         padded[: len(own)] = own
         gathered = own.new_empty(self.size * len(padded), *own.shape[1:])
         distributed.all_gather_into_tensor(gathered, padded, group=self.members)
-        return gathered[_places(tokens, self.size).to(own.device)]
+        return gathered[_places(tokens, self.size, own.device)]
 
     def sum_own(self, whole: torch.Tensor) -> torch.Tensor:
         """The sum over the group of what each has for all tokens, at those of this share: `gather` turned round."""
         tokens, most = len(whole), _most(len(whole), self.size)
         padded = whole.new_zeros(self.size * most, *whole.shape[1:])
-        padded[_places(tokens, self.size).to(whole.device)] = whole
+        padded[_places(tokens, self.size, whole.device)] = whole
         own = whole.new_empty(most, *whole.shape[1:])
         distributed.reduce_scatter_tensor(own, padded, group=self.members)
         return own[: max(1, self.held(tokens))]  # the stand-in's is 0
@@ -165,7 +165,7 @@ def _most(tokens: int, size: int) -> int:
 
 
 @lru_cache(maxsize=8)
-def _places(tokens: int, size: int) -> torch.Tensor:
+def _places(tokens: int, size: int, device: torch.device) -> torch.Tensor:
     """Where each token of a row is when what the processes hold, each filled up to the fullest, lies end to end."""
     places, most = torch.empty(tokens, dtype=torch.int64), _most(tokens, size)
     for index in range(size):
@@ -173,4 +173,4 @@ def _places(tokens: int, size: int) -> torch.Tensor:
         for part in _stretches(tokens, index, size):
             places[part.start : part.stop] = torch.arange(at, at + len(part))
             at += len(part)
-    return places
+    return places.to(device)

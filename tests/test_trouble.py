@@ -80,6 +80,7 @@ def test_a_step_that_stops_the_run_leaves_what_it_was_made_of(config, monkeypatc
     assert [one["loss"] for one in dump["micro_batches"]] == ["nan", "nan"]
     assert all(len(one["rows"]) == 2 and one["records"] for one in dump["micro_batches"])
     assert all("instructions.jsonl:" in record for one in dump["micro_batches"] for record in one["records"])
+    assert sum(dump["micro_batches"][0]["categories"].values()) == len(dump["micro_batches"][0]["records"])
     assert len(dump["not_finite"]["gradients"]) == 28
     assert dump["not_finite"]["parameters"] == []
     assert dump["dtypes"]["trained"]["float32"]["tensors"] == 28

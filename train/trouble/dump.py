@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,7 @@ def _micro_batch(one: MicroBatch, rows: Rows) -> dict[str, Any]:
         "trained_tokens": one.trained_tokens,
         "rows": list(one.rows),
         "records": rows.origins(one.rows),
+        "categories": dict(Counter(rows.categories(one.rows))),
     }
 
 

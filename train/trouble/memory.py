@@ -37,8 +37,6 @@ _SAYINGS = (
 )
 # A run that went out of memory although its estimate fitted is offered what needs less than this share of the estimate.
 _SMALLER = 0.85
-# What torch and the other libraries take of a CPU's memory before there is any model.
-PROGRAM = 0.7e9
 
 
 class Noted:
@@ -70,7 +68,7 @@ def memory_explained(config: Config, accelerator: Accelerator, pulse: Pulse) -> 
     Raises:
         UserError: instead of the library's error.
     """
-    noted, found = Noted(pulse), None
+    noted, found, before = Noted(pulse), None, room_on(accelerator.device)
     try:
         yield noted
     except (MemoryError, RuntimeError, OSError) as error:
@@ -78,7 +76,7 @@ def memory_explained(config: Config, accelerator: Accelerator, pulse: Pulse) -> 
             raise
         room = room_on(accelerator.device)
         traceback.clear_frames(error.__traceback__)  # they hold the tensors that filled the memory
-        found = out_of_memory(config, where_of(accelerator), noted.phase, str(error), room)
+        found = out_of_memory(config, where_of(accelerator), noted.phase, str(error), before, room)
     if found is not None:
         gc.collect()
         raise found
@@ -91,8 +89,15 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (RuntimeError, OSError)) and any(words in str(error) for words in _SAYINGS)
 
 
-def out_of_memory(config: Config, where: Where, phase: str, said: str, room: Room | None) -> UserError:
-    """The message: what was being done, what there was, and the cheapest changes that would fit."""
+def out_of_memory(
+    config: Config, where: Where, phase: str, said: str, before: Room | None, room: Room | None
+) -> UserError:
+    """The message: what was being done, what there was, and the cheapest changes that would fit.
+
+    Args:
+        said: the library's error.
+        before: the room before there was any model, in which it has to fit; room: when the error came.
+    """
     first_line = (said.strip() or "MemoryError").splitlines()[0]
     measured = f"; {room}" if room else ""
     place = "the GPU's memory" if where.on_gpu else "memory"
@@ -101,7 +106,7 @@ def out_of_memory(config: Config, where: Where, phase: str, said: str, room: Roo
         model, _ = check_positions(config, offline=True)
         needed = estimate(config, model, where).peak
         found += f"\n     the plan's estimate was {needed / GB:.2f} GB"
-        fits = min(_usable(room, where), _SMALLER * needed) if room else _SMALLER * needed
+        fits = min(_SMALLER * needed, before.free if before else needed)
         todo = advice(config, model, where, fits)
     except (UserError, MemoryError):  # the message matters more than its advice
         todo = "set train.per_device_train_batch_size=1, train.gradient_checkpointing=true, or a lower model.max_length"
@@ -129,8 +134,3 @@ def warn_if_too_large(
         f"this run needs about {plan.peak / GB:.2f} GB, and {room.free / GB:.2f} GB are free {room.limit}{killed}\n"
         f"  -> {advice(config, model, where, room.free)}"
     )
-
-
-def _usable(room: Room, where: Where) -> float:
-    """What a run can have when it starts anew: what the others leave, less what the program itself takes."""
-    return room.whole if where.on_gpu else max(0.0, room.whole - PROGRAM)

@@ -33,11 +33,6 @@ class Room:
     peak: float
     limit: str
 
-    @property
-    def whole(self) -> float:
-        """What it has and can have."""
-        return self.free + self.held
-
     def __str__(self) -> str:
         return f"at most {self.peak / _GB:.2f} GB were held at once, and {self.free / _GB:.2f} GB are free {self.limit}"
 

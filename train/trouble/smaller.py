@@ -74,25 +74,36 @@ class Offer:
 def offers(config: Config, model: PretrainedConfig, where: Where, room: float) -> list[Offer]:
     """Up to three ways to fit into `room` bytes, the one that changes least first; none where nothing fits.
 
-    A change that is not enough by itself is taken together with those before it that were not either. Of several
-    changes of the same settings the smallest one that fits is offered.
+    Where no change has been enough by itself so far, it is taken together with those before it. Of several changes of
+    the same settings the smallest one that fits is offered. Where fewer than three ways are found, the first is offered
+    with other changes beside it, for more room.
     """
-    found: list[Offer] = []
-    settled: set[tuple[str, ...]] = set()
+    found: dict[tuple[str, ...], Offer] = {}
     together: Change | None = None
     for change in changes(config, model, where):
-        if change.of in settled:
-            continue
-        offer = _fitting(change, config, model, room)
-        if offer is None:
+        offer = None if change.of in found else _fitting(change, config, model, room)
+        if offer is None and not found:
             together = change if together is None else _both(together, change)
             offer = _fitting(together, config, model, room)
         if offer is not None:
-            found.append(offer)
-            settled.add(change.of)
+            found[change.of] = offer
         if len(found) == SHOWN:
             break
-    return found
+    return [*found.values(), *_with_more(found, config, model, where)][:SHOWN]
+
+
+def _with_more(
+    found: dict[tuple[str, ...], Offer], config: Config, model: PretrainedConfig, where: Where
+) -> Iterator[Offer]:
+    """The first offer with each other change beside it that makes it smaller."""
+    for first in list(found.values())[:1]:
+        known = {name for name, _ in first.change.settings}
+        for change in changes(config, model, where):
+            if change.of in found or known & {name for name, _ in change.settings}:
+                continue
+            offer = _fitting(_both(first.change, change), config, model, first.plan.peak - 1)
+            if offer is not None:
+                yield offer
 
 
 def _fitting(change: Change, config: Config, model: PretrainedConfig, room: float) -> Offer | None:

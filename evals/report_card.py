@@ -19,7 +19,7 @@ from evals.paired import Paired, key_tokens
 from evals.scoring import Scorer
 from evals.subjects import Subject
 from evals.text import Text
-from train.run.files import write_whole
+from train.files import write_whole
 
 Say = Callable[[str], None]
 

@@ -20,14 +20,14 @@ from safetensors import SafetensorError
 import train.checkpoint.choose
 import train.checkpoint.keeper
 from data.errors import UserError
+from train import files
 from train.checkpoint.choose import choose_checkpoint, newest_whole
 from train.checkpoint.keeper import Keeper
 from train.checkpoint.manifest import write_manifest
 from train.checkpoint.store import NEEDED, place_of, prune, saved
 from train.config import Config
 from train.config.training import Train
-from train.run import files
-from train.run.files import write_whole
+from train.files import write_whole
 from train.run.folders import written_aside
 from train.run.metrics import Metrics, read_metrics
 from train.session import run_training

@@ -20,8 +20,8 @@ from export.card.gaps import limits, warnings
 from export.card.licence import Licence
 from export.card.merge import bases_table, hashes_table
 from export.card.metadata import metadata, with_metadata
+from train.files import write_whole
 from train.rope.spelling import spellings
-from train.run.files import write_whole
 
 NAME = "README.md"
 RECORD = "card.json"

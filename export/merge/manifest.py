@@ -12,7 +12,7 @@ from typing import Any
 
 from data.errors import UserError
 from export.files import File, differences, files_of, sha256_of
-from train.run.files import write_whole
+from train.files import write_whole
 
 NAME = "manifest.json"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import UserError
-from train.run.files import write_whole
+from train.files import write_whole
 
 NAME = "manifest.json"
 FORMAT = 1

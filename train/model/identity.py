@@ -16,7 +16,7 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from data.errors import UserError
-from train.run.files import write_whole
+from train.files import write_whole
 
 FILE_NAME = "base.json"
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")

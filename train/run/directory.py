@@ -21,7 +21,7 @@ from data.errors import UserError
 from data.secrets import redacted
 from train.config import Config
 from train.config.read import final_config, validate
-from train.run.files import write_whole
+from train.files import write_whole
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from train.run.files import to_disk
+from train.files import to_disk
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import UserError, disk_error
-from train.run.files import to_disk, write_whole
+from train.files import to_disk, write_whole
 
 # What the clock and the machine say; everything else in a record is equal for equal runs, to the bit.
 MEASURED = ("seconds", "tokens_per_second", "memory_gb")

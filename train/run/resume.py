@@ -11,12 +11,12 @@ from typing import Any
 from data.errors import UserError
 from data.prepare.cache import changed_files
 from train.config import Config
+from train.files import write_whole
 from train.model.adapter import adapter_dir
 from train.model.identity import record_base
 from train.run.changes import encoding_changes, files_of
 from train.run.directory import Run, config_yaml, read_config
 from train.run.environment import environment
-from train.run.files import write_whole
 
 # What is written before a run begins (scripts/prepare.py).
 PREPARED = ("cache", "data.json", "data.png", "rejected.jsonl")

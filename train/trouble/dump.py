@@ -16,9 +16,9 @@ from typing import Any
 import torch
 
 from data.rows import Rows
+from train.files import write_whole
 from train.loop import MicroBatch, Step
 from train.run.environment import packages
-from train.run.files import write_whole
 
 FOLDER = "failures"
 

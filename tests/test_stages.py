@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,20 @@ def test_resumed_in_any_stage_it_equals_a_run_without_a_break(
     resumed = run(staged("broken"), resume=True)
     ours, theirs = adapter(whole.path), adapter(resumed.path)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_run_that_was_moved_goes_on_in_its_second_stage(staged, tmp_path: Path) -> None:
+    there = run(staged())
+    second = there.stages / "2-instructions"
+    for done in (there.adapter, second / "adapter", second / "checkpoints" / "step-000002"):
+        shutil.rmtree(done)
+    # A copy of a checkpoint that someone keeps beside them is none.
+    shutil.copytree(second / "checkpoints" / "step-000001", second / "checkpoints" / "step-000001.bak")
+    there.path.rename(tmp_path / "moved")
+    moved = run(staged("moved"), resume=True)
+    assert steps(moved.stages / "2-instructions") == [1, 2]
+    launches = json.loads((moved.stages / "2-instructions" / "environment.json").read_text())
+    assert [launch["after_step"] for launch in launches["resumed"]] == [1]
 
 
 def test_a_finished_run_is_left_alone(staged, capsys) -> None:

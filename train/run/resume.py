@@ -123,17 +123,26 @@ def _launches(run: Run, now: dict[str, Any]) -> dict[str, Any]:
     resumed = first.pop("resumed", [])
     last = first | {key: value for launch in resumed for key, value in launch.items()}
     changed = {key: value for key, value in now.items() if last.get(key) != value}
-    steps = [int(path.name.removeprefix("step-")) for path in run.checkpoints.glob("step-*")]
+    names = (path.name.removeprefix("step-") for path in run.checkpoints.glob("step-*"))
+    steps = [int(name) for name in names if name.isdigit()]  # a copy that someone made has another name
     return {**first, "resumed": [*resumed, {"after_step": max(steps, default=0), **changed}]}
 
 
 def _require_same(run: Run, config: Config) -> None:
-    there, wanted = dict(_flat(read_config(run).model_dump(mode="json"))), dict(_flat(config.model_dump(mode="json")))
+    there, wanted = _settings(read_config(run)), _settings(config)
     differing = [key for key in wanted if there.get(key) != wanted[key] and not _is_free(key)]
     if differing:
         listed = "".join(f"\n     {key}: {there.get(key)!r} there, {wanted[key]!r} now" for key in differing)
         todo = "choose another run_dir, or remove the directory"
         raise UserError(str(run.path), f"holds a run with another config:{listed}", todo)
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    """All of them by their dotted names. A stage starts from the one beside it, wherever the run is now."""
+    settings, start, beside = dict(_flat(config.model_dump(mode="json"))), config.lora.init_from, config.run_dir.parent
+    return settings | (
+        {"lora.init_from": start.name} if start and start.parent == beside and beside.name == "stages" else {}
+    )
 
 
 def _is_only_prepared(folder: Path) -> bool:

@@ -145,10 +145,17 @@ def test_without_checkpoints_there_is_none(tmp_path: Path) -> None:
 def test_the_newest_are_kept_and_the_best_beside_them(tmp_path: Path) -> None:
     for step in (2, 4, 6, 8):
         checkpoint(tmp_path, step)
-    prune(tmp_path, 2, best=2)
+    prune(tmp_path, 2, best_first=[2])
     assert names(tmp_path) == ["step-000002", "step-000006", "step-000008"]
-    prune(tmp_path, 1, best=8)
+    prune(tmp_path, 1, best_first=[8])
     assert names(tmp_path) == ["step-000008"]
+
+
+def test_a_best_one_that_could_not_be_saved_does_not_cost_the_best_that_was(tmp_path: Path) -> None:
+    for step in (2, 4, 6, 8):
+        checkpoint(tmp_path, step)
+    prune(tmp_path, 1, best_first=[5, 4, 2])
+    assert names(tmp_path) == ["step-000004", "step-000008"]
 
 
 class Disk:

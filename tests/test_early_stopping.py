@@ -41,11 +41,12 @@ def test_the_best_evaluation_is_the_first_of_the_lowest() -> None:
 
 def test_a_better_evaluation_is_lower_by_more_than_the_threshold() -> None:
     slow = history(3.0, 2.9, 2.8, 2.7)
-    assert slow.without_better(0.0) == 0
-    assert slow.without_better(0.15) == 1  # 2.8 was better than 3.0, and 2.7 is not enough better than 2.8
-    assert slow.without_better(1.0) == 3
-    assert history(3.0, 3.0, None).without_better(0.0) == 2
-    assert history().without_better(0.0) == 0
+    assert slow.without_better(0.0)[0] == 0
+    assert slow.without_better(0.15)[0] == 1  # 2.8 was better than 3.0, and 2.7 is not enough better than 2.8
+    assert slow.without_better(1.0)[0] == 3
+    assert history(3.0, 3.0, None).without_better(0.0)[0] == 2
+    assert history(None, None).without_better(0.0) == (2, None)
+    assert history().without_better(0.0)[0] == 0
 
 
 @given(losses=st.lists(st.floats(0, 10) | st.none(), max_size=12), cut=st.integers(0, 12))
@@ -112,7 +113,7 @@ def test_it_stops_after_fruitless_evaluations_and_is_finished(config, scripted, 
     done = run(wanted)
     assert lines(done)[-1]["step"] == 5
     shown = capsys.readouterr().out
-    assert "stopped early: 3 evaluations in a row no better than that of step 4" in shown
+    assert "stopped early: 3 evaluations in a row no better than that of step 2 by more than 0.1" in shown
     assert same(adapter(done.adapter), adapter(done.checkpoints / "step-000005"))
     run(wanted, resume=True)
     assert "already finished" in capsys.readouterr().out

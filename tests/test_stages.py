@@ -185,3 +185,11 @@ def test_a_run_can_start_from_the_merge_of_another(staged, records: Path, tmp_pa
     with pytest.raises(UserError, match=f"already scaled: {rope_type} x4"):
         run(validate({**wanted, "run_dir": str(tmp_path / "third")}, "test"))
     assert merge_run(second.path, "dequantized", "float32", None, lambda _: None).verified
+
+
+@pytest.mark.parametrize("limit", [{"max_time": "1h"}, {"stall_minutes": 1.0}])
+def test_a_limit_of_the_launch_is_not_a_stage_s(staged, limit: dict) -> None:
+    wanted = staged("run").model_dump(mode="json")
+    wanted["stages"][0]["train"] |= limit
+    with pytest.raises(UserError, match=f"stage text: train.{next(iter(limit))} is of the whole launch"):
+        validate(wanted, "here")

@@ -68,6 +68,14 @@ def follow(session: Session) -> Ending:
     judge = _judge(session)
     held_out = HeldOut.of(session.validation, parts.settings.eval_contexts, board.warn)
     books = _Books(history, metrics, trackers)
+    try:
+        return _walk(session, books, keeper, judge, held_out)
+    finally:
+        trackers.finish()
+
+
+def _walk(session: Session, books: _Books, keeper: Keeper | None, judge: Judge, held_out: HeldOut) -> Ending:
+    parts, board, history = session.parts, session.board, books.history
     if session.start and session.start not in dict(history.evaluations):
         books.enter(*_evaluate(session, held_out, session.start))  # the stop did not wait for it
     for step in board.follow(_steps(session, history), session.start, parts.steps.total):
@@ -80,16 +88,21 @@ def follow(session: Session) -> Ending:
         last = step.step == parts.steps.total or _has_enough(session, history)
         if keeper and (last or step.stop or history.best == step.step or keeper.is_due(step.step)):
             final = last or step.stop
-            keeper.save(step.step, parts.model, parts.optimizer, session.rope, history.best, final=final)
+            keeper.save(step.step, parts.model, parts.optimizer, session.rope, history.best_first, final=final)
         meet(session.accelerator, parts.pulse, f"step {step.step}: what was saved")
         if step.stop and not last:
-            trackers.finish()
             return Ending.INTERRUPTED
-    trackers.finish()
     if _has_enough(session, history):
-        fruitless = counted(history.without_better(parts.settings.early_stopping_threshold), "evaluation")
-        board.say(f"stopped early: {fruitless} in a row no better than that of step {history.best}")
+        board.say(f"stopped early: {_fruitless(history, parts.settings.early_stopping_threshold)}")
     return Ending.COMPLETE
+
+
+def _fruitless(history: History, threshold: float) -> str:
+    """Such as: 3 evaluations in a row no better than that of step 4 by more than 0.1."""
+    since, step = history.without_better(threshold)
+    by = f" by more than {threshold:g}" if threshold else ""
+    than = f"no better than that of step {step}{by}" if step else "without a finite loss"
+    return f"{counted(since, 'evaluation')} in a row {than}"
 
 
 def _steps(session: Session, history: History) -> Iterator[Step]:
@@ -102,7 +115,7 @@ def _steps(session: Session, history: History) -> Iterator[Step]:
 def _has_enough(session: Session, history: History) -> bool:
     wanted = session.parts.settings
     patience = wanted.early_stopping_patience
-    return patience is not None and history.without_better(wanted.early_stopping_threshold) >= patience
+    return patience is not None and history.without_better(wanted.early_stopping_threshold)[0] >= patience
 
 
 def _judge(session: Session) -> Judge:

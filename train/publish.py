@@ -28,7 +28,8 @@ def publish(session: Session) -> str:
         checkpoint = best_checkpoint(run.checkpoints, history, session.board.warn)
         if checkpoint:
             copy_adapter(checkpoint, run.adapter)
-            return f"the adapter of {checkpoint.name}, the best evaluation,"
+            is_best = checkpoint == place_of(run.checkpoints, history.best or 0)
+            return f"the adapter of {checkpoint.name}, the best evaluation{'' if is_best else ' that was saved'},"
     save_adapter(run.adapter, parts.model, session.rope)
     return "the adapter"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -51,14 +51,15 @@ class Keeper:
         model: PeftModel,
         optimizer: torch.optim.Optimizer,
         rope: RopeSpec,
-        best: int | None = None,
+        best_first: Sequence[int] = (),
         *,
         final: bool = False,
     ) -> None:
         """Save, and remove what is no longer kept.
 
         Args:
-            best: the step of the best evaluation; its checkpoint is kept beside the newest ones.
+            best_first: steps of the evaluations, the best first; the first that has a checkpoint is kept beside the
+                newest ones.
             final: no step follows in this launch, so that a failure is an error.
 
         Raises:
@@ -75,7 +76,7 @@ class Keeper:
             self._warn(f"checkpoints are saved again: that of step {step} is complete")
         self._saved, self._failed = time.monotonic(), None
         try:
-            prune(self.folder, self._settings.save_total_limit, best)
+            prune(self.folder, self._settings.save_total_limit, best_first)
         except OSError as error:
             self._warn(f"checkpoints that are no longer kept cannot be removed: {error}")
 

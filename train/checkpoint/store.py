@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,9 +86,15 @@ def clear_leftovers(folder: Path) -> None:
         shutil.rmtree(leftover)
 
 
-def prune(folder: Path, keep: int, best: int | None = None) -> None:
-    """Remove all but the newest `keep` checkpoints and that of the step `best`; what was set aside as damaged stays."""
-    for old in saved(folder)[:-keep]:
+def prune(folder: Path, keep: int, best_first: Sequence[int] = ()) -> None:
+    """Remove all but the newest `keep` checkpoints and the first of `best_first` that has one.
+
+    What was set aside as damaged stays.
+    """
+    there = saved(folder)
+    steps = {step_of(checkpoint) for checkpoint in there}
+    best = next((step for step in best_first if step in steps), None)
+    for old in there[:-keep]:
         if step_of(old) != best:
             remove(old)
 

@@ -100,6 +100,14 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _a_launch_has_one_limit(self) -> Config:
+        of_launch = {"max_time", "stall_minutes"}
+        for stage in self.stages:
+            for key in sorted(of_launch & stage.train.keys()):
+                raise ValueError(f"stage {stage.name}: train.{key} is of the whole launch; set it for the run")
+        return self
+
+    @model_validator(mode="after")
     def _stages_have_names_of_their_own(self) -> Config:
         names = [stage.name for stage in self.stages]
         if len(set(names)) < len(names):

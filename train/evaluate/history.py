@@ -55,9 +55,12 @@ class History:
         """The step of the evaluation with the lowest loss; None before there is one."""
         return next(iter(self.best_first), None)
 
-    def without_better(self, threshold: float) -> int:
-        """Evaluations since the last one that was better: lower than all such before it by more than `threshold`."""
-        lowest, since = math.inf, 0
-        for _, loss in self.evaluations:
-            lowest, since = (loss, 0) if loss < lowest - threshold else (lowest, since + 1)
-        return since
+    def without_better(self, threshold: float) -> tuple[int, int | None]:
+        """Evaluations since the last one that was better, and the step of that one (None: none was finite).
+
+        Better is lower by more than `threshold` than the last better one.
+        """
+        lowest, at, since = math.inf, None, 0
+        for step, loss in self.evaluations:
+            lowest, at, since = (loss, step, 0) if loss < lowest - threshold else (lowest, at, since + 1)
+        return since, at

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from bitsandbytes.nn.modules import Linear4bit
 from conftest import settings
 from test_training import assert_same_run, metrics, run, stop_after
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Shard
 
 from data.errors import UserError
 from data.tokens import Encoder
@@ -17,10 +22,11 @@ from train.config import Config
 from train.evaluate.history import History
 from train.loop import MicroBatch, Step
 from train.loss import token_loss_sum
-from train.model.base import load_tokenizer
+from train.model.base import load_base, load_tokenizer
 from train.recipe import open_data
 from train.run.directory import Run
 from train.schedule import Steps
+from train.trouble.dump import _broken_parameters, write_dump
 from train.trouble.judge import Judge
 from train.trouble.non_finite import MOST_IN_A_ROW, suspects, what_is_not_finite
 from train.trouble.spikes import FEWEST, WINDOW, spike
@@ -96,6 +102,42 @@ def test_a_gradient_that_breaks_below_a_finite_loss_is_found_where_it_broke(conf
     dump = dump_of(Run(config().run_dir), 1)
     assert math.isfinite(dump["loss"])
     assert dump["not_finite"]["gradients"]
+
+
+def test_packed_weights_that_are_stored_as_floating_point_are_not_taken_for_broken(config, tmp_path: Path) -> None:
+    """As FSDP2 has them: any bits may be there. What is not packed is still named."""
+    wanted = config()
+    model = load_base(wanted.model, wanted.quantization, torch.device("cpu"), to_shard=True).model
+    packed = next(layer.weight for layer in model.modules() if isinstance(layer, Linear4bit))
+    assert packed.dtype == torch.bfloat16
+    packed.data.fill_(math.nan)
+    model.get_input_embeddings().weight.data[3, 5] = math.inf
+    rows = open_data(wanted, Encoder(load_tokenizer(wanted.model.name_or_path, None)), tmp_path / "cache", print)[0]
+    step = Step(1, 0, math.nan, 1e-3, 1.0, 10, 8, 1.0, False)
+    dump = json.loads(write_dump(tmp_path / "dump.json", "", step, rows, model).read_text())
+    named = [(one["name"], one["nan"], one["infinite"]) for one in dump["not_finite"]["parameters"]]
+    assert named == [("model.embed_tokens.weight", 0, 1)]
+
+
+def test_a_spread_weight_is_counted_in_this_process_s_share() -> None:
+    """A share of two, of a weight of 8 numbers in all."""
+    share = torch.tensor([0.0, math.nan, 0.0, 0.0])
+    with one_process() as mesh:
+        spread = DTensor.from_local(share, mesh, [Shard(0)], shape=torch.Size([8]), stride=(1,), run_check=False)
+        assert spread.numel() == 8
+        module = torch.nn.Module()
+        module.weight = torch.nn.Parameter(spread)
+        assert _broken_parameters(module) == [{"name": "weight", "nan": 1, "infinite": 0, "of": 4}]
+
+
+@contextmanager
+def one_process() -> Iterator[DeviceMesh]:
+    """A group of this process alone."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        yield DeviceMesh("cpu", [0])
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_gradients_are_not_clipped_by_a_norm_that_is_not_finite(config, monkeypatch) -> None:

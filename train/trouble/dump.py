@@ -14,10 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bitsandbytes.nn.modules import Linear4bit
+from torch.distributed.tensor import DTensor
 
 from data.rows import Rows
 from train.files import write_whole
 from train.loop import MicroBatch, Step
+from train.model.frozen import Int8Linear
 from train.run.environment import packages
 
 FOLDER = "failures"
@@ -48,7 +51,7 @@ def write_dump(path: Path, why: str, step: Step, rows: Rows, model: torch.nn.Mod
         "tokens": step.tokens,
         "trained_tokens": step.trained_tokens,
         "micro_batches": [_micro_batch(one, rows) for one in step.micro_batches],
-        "not_finite": {"gradients": _broken_gradients(model), "parameters": _broken(model.named_parameters())},
+        "not_finite": {"gradients": _broken_gradients(model), "parameters": _broken_parameters(model)},
         "dtypes": {
             "trained": _types(p for p in model.parameters() if p.requires_grad),
             "frozen": _types(p for p in model.parameters() if not p.requires_grad),
@@ -81,10 +84,17 @@ def _broken_gradients(model: torch.nn.Module) -> list[dict[str, Any]]:
     return _broken((name, p.grad) for name, p in model.named_parameters() if p.grad is not None)
 
 
+def _broken_parameters(model: torch.nn.Module) -> list[dict[str, Any]]:
+    """Without packed weights: FSDP2 has 4-bit ones stored as bfloat16, of which some bits read as NaN."""
+    packed = {id(layer.weight) for layer in model.modules() if isinstance(layer, Linear4bit | Int8Linear)}
+    return _broken((name, p) for name, p in model.named_parameters() if id(p) not in packed)
+
+
 def _broken(tensors: Iterable[tuple[str, torch.Tensor]]) -> list[dict[str, Any]]:
-    """Those that hold a number that is not finite, and how many."""
+    """Those that hold a number that is not finite, and how many; of one that is spread, this process's share."""
     found: list[dict[str, Any]] = []
-    for name, tensor in tensors:
+    for name, held in tensors:
+        tensor = held.to_local() if isinstance(held, DTensor) else held
         if not tensor.is_floating_point():
             continue
         nan, infinite = int(tensor.isnan().sum()), int(tensor.isinf().sum())

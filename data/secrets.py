@@ -28,8 +28,11 @@ DISTINCT = 16  # characters from which on a value of letters only, or of digits 
 COMMON = frozenset({"password", "passwort", "changeme", "disabled", "localhost", "undefined", "anonymous", "required"})
 
 _SECRET_NAME = re.compile(
-    r"(?:(?<!bos_)(?<!eos_)(?<!pad_)(?<!unk_)token|secret|password|passwd|passphrase|credentials?|api_?key|_key|_key_id|_pass)$|^key$",
-    re.IGNORECASE,
+    r"""(?: (?<!bos_)(?<!eos_)(?<!pad_)(?<!unk_)token | secret | password | passwd | passphrase | _pass | _pwd
+        | (?:key|store)pass | credentials? | (?:^|_)key | (?:api|access|account|private|secret)key | _key_id
+        | connection_?string | webhook(?:_url)? )
+        (?:_(?:pem|json|b64|base64))? (?:_?\d+)? $""",
+    re.IGNORECASE | re.VERBOSE,
 )
 # Each marks with the group `keep` what stands before the secret and may be shown.
 SHAPES: tuple[tuple[str, re.Pattern[str]], ...] = (
@@ -144,9 +147,17 @@ class Guarded:
 
 def _is_distinct(value: str) -> bool:
     """Whether a value can be told from ordinary text, and is no file that holds the secret."""
-    if len(value) < SHORTEST or value.lower() in COMMON or value.startswith(("/", "~", "./")):
+    if len(value) < SHORTEST or value.lower() in COMMON or _is_file(value):
         return False
     return len(value) >= DISTINCT or not value.isdigit()
+
+
+def _is_file(value: str) -> bool:
+    """Whether it is the path of something that is there; a key may begin with "/" too."""
+    try:
+        return value.startswith(("/", "~", "./")) and Path(value).expanduser().exists()
+    except (OSError, RuntimeError):  # too long for a name; the home of nobody
+        return False
 
 
 @lru_cache(maxsize=8)

@@ -24,6 +24,7 @@ from train.recipe import open_data
 from train.run.console import Board
 from train.run.directory import Run
 from train.session import run_training
+from train.track.trackers import Trackers
 
 # Put together here, so that no scanner takes this file for a leak.
 HF = "hf_" + "aB3dE6gH9j" * 3
@@ -121,12 +122,22 @@ def test_ordinary_text_stays(text: str) -> None:
     assert redact(text) == text
 
 
-@pytest.mark.parametrize(
-    "value", ["true", "12345", "password", "/run/secrets/key", "1234567890", "~/.config/key-1", ""]
-)
+@pytest.mark.parametrize("value", ["true", "12345", "password", "1234567890", ""])
 def test_short_and_common_values_mask_nothing(value: str, monkeypatch) -> None:
     monkeypatch.setenv("SOME_SECRET", value)
     assert "SOME_SECRET" not in known().values()
+
+
+def test_a_file_that_is_there_is_no_secret_but_a_key_may_begin_like_one(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "key-file").touch()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for value in (str(tmp_path / "key-file"), "~/key-file", "./key-file"):
+        monkeypatch.setenv("SOME_SECRET", value)
+        assert "SOME_SECRET" not in known().values()
+    for value in (f"/{AWS}", f"~{AWS}", f"./{AWS}", f"/{AWS * 10}"):
+        monkeypatch.setenv("SOME_SECRET", value)
+        assert redact(f"it is {value}!") == "it is (SOME_SECRET)!"
 
 
 def test_a_value_of_letters_is_masked_as_a_word_only(monkeypatch) -> None:
@@ -136,10 +147,14 @@ def test_a_value_of_letters_is_masked_as_a_word_only(monkeypatch) -> None:
 
 def test_names_that_say_secret() -> None:
     secret = (
-        "HF_TOKEN WANDB_API_KEY AWS_ACCESS_KEY_ID MY_SECRET MLFLOW_TRACKING_PASSWORD api_key token hub_token DB_PASS"
+        "HF_TOKEN WANDB_API_KEY AWS_ACCESS_KEY_ID MY_SECRET MLFLOW_TRACKING_PASSWORD api_key token hub_token DB_PASS "
+        "DB_PWD S3_ACCESSKEY KEYPASS PRIVATE_KEY_PEM HF_TOKEN_2 AZURE_STORAGE_CONNECTION_STRING SLACK_WEBHOOK_URL key"
     )
     assert all(is_secret_name(name) for name in secret.split())
-    plain = "TOKENIZERS_PARALLELISM HF_TOKEN_PATH AWS_REGION eos_token SSH_ASKPASS PATH KEYBOARD max_tokens tokens_seen"
+    plain = (
+        "TOKENIZERS_PARALLELISM HF_TOKEN_PATH AWS_REGION eos_token SSH_ASKPASS PATH KEYBOARD max_tokens tokens_seen "
+        "MONKEY MONKEY_2 HOTKEY PWD OLDPWD BYPASS DATABASE_URL KEYSTORE_PATH"
+    )
     assert not any(is_secret_name(name) for name in plain.split())
 
 
@@ -275,6 +290,31 @@ def test_a_whole_run_leaves_no_secret_behind(
     assert any("tfevents" in path.name for path in files)
     assert {path.name: leaks(path.read_bytes()) for path in files if leaks(path.read_bytes())} == {}
     assert "(AWS_SECRET_ACCESS_KEY)" in (tmp_path / "run" / "environment.json").read_text()
+
+
+def test_wandb_records_nothing_that_is_printed(tmp_path: Path, monkeypatch, capsys) -> None:
+    """Its capture would take the text before it is masked."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    Accelerator(cpu=True)
+    wanted = {"model": {"name_or_path": "m"}, "data": {"sources": ["d.jsonl"]}, "run_dir": str(tmp_path / "run")}
+    trackers = Trackers(Run(tmp_path / "run"), pytest.fail)
+
+    @exits_on_user_error
+    def command() -> int:
+        trackers.start(Config.model_validate(wanted | {"report_to": ["wandb"]}), 0)
+        print(f"a library says {WANDB}")
+        print(f"and {AWS}", file=sys.stderr)
+        trackers.log({"step": 1, "loss": 1.0})
+        trackers.finish()
+        return 0
+
+    assert command() == 0
+    said = capsys.readouterr()
+    assert not leaks(said.out + said.err)
+    files = [path for path in (tmp_path / "run" / "wandb").rglob("*") if path.is_file()]
+    assert any(path.suffix == ".wandb" for path in files)
+    assert {path.name: leaks(path.read_bytes()) for path in files if leaks(path.read_bytes())} == {}
 
 
 def test_a_record_is_data_and_is_not_touched(tiny_model: Path, tmp_path: Path, tokenizer) -> None:

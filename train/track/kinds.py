@@ -50,6 +50,30 @@ def run_name(run_dir: Path) -> str:
     return f"{run_dir.parents[1].name}-{run_dir.name}" if run_dir.parent.name == "stages" else run_dir.name
 
 
+class PlainWandB(WandBTracker):
+    """wandb with the records alone, each under the step that it tells.
+
+    wandb's own steps cannot stand still: a run that is resumed after step S begins at S + 1, and what it is given of
+    step S, as an evaluation that was due when it stopped, would be dropped. What is printed is not recorded: wandb
+    would take it before data/secrets.py (`Guarded`) has masked it.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        import wandb
+
+        super().__init__(PROJECT, settings=wandb.Settings(console="off"), **settings)
+
+    def start(self) -> None:
+        """Begin or take up the run, with the records' step as the axis of all."""
+        super().start()
+        self.run.define_metric("step")
+        self.run.define_metric("*", step_metric="step")
+
+    def log(self, values: dict[str, Any], step: int | None = None, **options: Any) -> None:
+        """Record the values, and the step as one of them."""
+        super().log({**values, "step": step}, **options)
+
+
 class LocalMLflow(MLflowTracker):
     """mlflow in the run's own directory, unless MLFLOW_TRACKING_URI says where. The library has one place a process."""
 
@@ -73,8 +97,10 @@ class LocalMLflow(MLflowTracker):
 
     def finish(self) -> None:
         """End the run, and leave the next one of this process its own place."""
-        super().finish()
-        self._leave()
+        try:
+            super().finish()
+        finally:
+            self._leave()
 
     def _leave(self) -> None:
         import mlflow  # pyright: ignore[reportMissingImports]
@@ -87,7 +113,7 @@ def _wandb(config: Config, known: str | None) -> GeneralTracker:
     if not os.environ.get("WANDB_MODE") and not os.environ.get("WANDB_API_KEY") and not _has_wandb_login():
         raise RuntimeError("no account is set up (wandb login) and WANDB_MODE is not set")
     again = {"id": known, "resume": "allow"} if known else {}
-    return WandBTracker(PROJECT, name=run_name(config.run_dir), dir=str(config.run_dir), **again)
+    return PlainWandB(name=run_name(config.run_dir), dir=str(config.run_dir), **again)
 
 
 def _tensorboard(config: Config, known: str | None) -> GeneralTracker:

@@ -144,6 +144,39 @@ def test_a_tracker_that_does_not_close_costs_a_warning(run: Run, memory: type[Me
     assert warnings == ["wandb did not close cleanly: no answer"]
 
 
+def test_they_are_closed_once_also_after_an_error_and_an_interruption(
+    run: Run, memory: type[Memory], warnings, monkeypatch
+) -> None:
+    closed: list[str] = []
+
+    def finish(self: Memory) -> None:
+        closed.append(self.id)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Memory, "finish", finish)
+    tracked = Trackers(run, warnings.append)
+    tracked.finish()  # before the start there is nothing to close
+    tracked.start(config(run, "wandb"), 0)
+    tracked.log(record(1))
+    with pytest.raises(KeyboardInterrupt):
+        tracked.finish()
+    tracked.finish()
+    tracked.log(record(2))
+    assert closed == ["run-0"]
+    assert memory.runs == {"run-0": [0, 1]}
+    assert read_known(run.path)["wandb"] == Known("run-0", (1, False), recording=False)
+
+
+def test_one_that_stops_recording_is_closed(run: Run, memory: type[Memory], warnings, monkeypatch) -> None:
+    """So that mlflow does not keep it as running, and the next stage of this process can begin its own."""
+    closed: list[str] = []
+    monkeypatch.setattr(Memory, "fails_at", 2)
+    monkeypatch.setattr(Memory, "finish", lambda self: closed.append(self.id))
+    launch(run, warnings, "wandb", 0, 3)
+    assert closed == ["run-0"]
+    assert warnings == ["wandb stopped recording: gone"]
+
+
 def test_a_trackers_file_that_is_damaged_begins_a_new_run(run: Run, memory: type[Memory], warnings) -> None:
     launch(run, warnings, "wandb", 0, 1)
     (run.path / "trackers.json").write_text("{")
@@ -231,6 +264,27 @@ def test_wandb_offline_goes_on_with_the_same_run(run: Run, warnings, monkeypatch
     assert [file.name for file in files] == [f"run-{known.id}.wandb"] * 2
 
 
+def test_wandb_is_given_the_step_as_a_value_so_it_drops_no_evaluation_of_the_last_launch(
+    run: Run, warnings, monkeypatch
+) -> None:
+    import wandb
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    calls: list[tuple] = []
+    monkeypatch.setattr(wandb.Run, "log", lambda self, *values, **options: calls.append((*values, options)))
+    monkeypatch.setattr(wandb.Run, "define_metric", lambda self, name, **how: calls.append((name, how)))
+    launch(run, warnings, "wandb", 0, 1)
+    tracked = Trackers(run, warnings.append)
+    tracked.start(config(run, "wandb"), 1)
+    tracked.log({"step": 1, "validation_loss": 2.0})
+    tracked.finish()
+    assert not warnings
+    axis = [("step", {}), ("*", {"step_metric": "step"})]
+    values = [{"loss": 1.0, "step": 1}, {"validation_loss": 2.0, "step": 1}]
+    assert calls == [*axis, (values[0], {"step": None}), *axis, (values[1], {"step": None})]
+
+
 def test_tensorboard_has_every_step_once(run: Run, warnings) -> None:
     launch(run, warnings, "tensorboard", 0, 4)
     launch(run, warnings, "tensorboard", 2, 6)
@@ -250,7 +304,7 @@ def test_trackio_goes_on_with_the_same_run(run: Run, warnings, monkeypatch, tmp_
     assert not warnings
     (kept,) = SQLiteStorage.get_run_records("ropewalk")
     assert kept["name"] == read_known(run.path)["trackio"].id
-    assert kept["name"].startswith("run-")
+    assert str(kept["name"]).startswith("run-")
     assert [line["step"] for line in SQLiteStorage.get_logs("ropewalk", kept["name"])] == [1, 2, 3, 4, 5, 6]
 
 

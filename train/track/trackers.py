@@ -63,20 +63,18 @@ class Trackers:
                 tracker.log(values, step=place[0])
             except Exception as error:
                 self._warn(f"{name} stopped recording: {_reason(error)}")
-                self._end(name)
+                self._close(name)
                 self._remember()
             else:
                 self._known[name] = replace(self._known[name], logged=place)
 
     def finish(self) -> None:
-        """Close all of them."""
-        for name, tracker in list(self._active.items()):
-            try:
-                tracker.finish()
-            except Exception as error:
-                self._warn(f"{name} did not close cleanly: {_reason(error)}")
-            self._end(name)
-        self._remember()
+        """Close all of them, each once: it may be called again, and after an error as well as at the end."""
+        try:
+            while self._active:
+                self._close(next(iter(self._active)))
+        finally:
+            self._remember()
 
     def _begin(self, name: str, config: Config) -> None:
         known = self._known.get(name)
@@ -93,9 +91,13 @@ class Trackers:
         else:
             self._active[name], self._had[name] = tracker, self._known[name].logged
 
-    def _end(self, name: str) -> None:
-        self._active.pop(name)
+    def _close(self, name: str) -> None:
+        tracker = self._active.pop(name)  # first, for it is not to be closed again, however this ends
         self._known[name] = replace(self._known[name], recording=False)
+        try:
+            tracker.finish()
+        except Exception as error:
+            self._warn(f"{name} did not close cleanly: {_reason(error)}")
 
     def _remember(self) -> None:
         if not self._known:

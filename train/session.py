@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
 from accelerate import Accelerator
 
 from train.config import Config
@@ -10,6 +13,8 @@ from train.opening import open_session
 from train.publish import publish
 from train.ranks.pulse import Pulse, Silent, meet
 from train.run.console import Board
+from train.run.directory import Run
+from train.run.lock import held
 from train.run.resume import claim
 from train.stopping import Stopping
 from train.trouble.memory import memory_explained
@@ -37,10 +42,28 @@ def run_training(
         return _train(config, accelerator, stopping, noted, resume)
 
 
+@contextmanager
+def claimed(config: Config, accelerator: Accelerator, board: Board, pulse: Pulse, *, resume: bool) -> Iterator[Run]:
+    """The run directory of this config, which no other launch trains in meanwhile.
+
+    Raises:
+        UserError: as `claim` and, on the main process, `held`.
+    """
+    run = claim(config, resume)
+    with held(run.path, board.warn) if accelerator.is_main_process else nullcontext():
+        meet(accelerator, pulse, "opening: the run directory")
+        yield run
+
+
 def _train(config: Config, accelerator: Accelerator, stopping: Stopping, pulse: Pulse, resume: bool) -> Ending:
     board = Board(visible=accelerator.is_main_process)
-    run = claim(config, resume)
-    meet(accelerator, pulse, "opening: the run directory")
+    with claimed(config, accelerator, board, pulse, resume=resume) as run:
+        return _train_there(config, run, accelerator, board, stopping, pulse)
+
+
+def _train_there(
+    config: Config, run: Run, accelerator: Accelerator, board: Board, stopping: Stopping, pulse: Pulse
+) -> Ending:
     if run.adapter.is_dir():
         board.say(f"{run.path}: already finished; the adapter is in {run.adapter}")
         return Ending.COMPLETE

@@ -22,8 +22,8 @@ from train.recipe import sources_of
 from train.run.console import Board
 from train.run.directory import Run
 from train.run.folders import written_aside
-from train.run.resume import claim, record_start
-from train.session import run_training
+from train.run.resume import record_start
+from train.session import claimed, run_training
 from train.stopping import Stopping
 
 
@@ -47,25 +47,24 @@ def _run_stages(
     stages = stage_configs(config)
     for stage in stages:
         _check(stage)
-    run = claim(config, resume)
-    meet(accelerator, pulse, "opening: the run directory")
-    if run.adapter.is_dir():
-        board.say(f"{run.path}: already finished; the adapter is in {run.adapter}")
+    with claimed(config, accelerator, board, pulse, resume=resume) as run:
+        if run.adapter.is_dir():
+            board.say(f"{run.path}: already finished; the adapter is in {run.adapter}")
+            return Ending.COMPLETE
+        if accelerator.is_main_process:
+            record_start(run, config, f"{accelerator.num_processes} x {accelerator.device.type}")
+        for number, (stage, settings) in enumerate(zip(config.stages, stages, strict=True), start=1):
+            board.say(f"stage {number}/{len(stages)} {stage.name}: {_changes(stage.model_dump(exclude={'name'}))}")
+            if run_training(settings, accelerator, stopping, resume=resume, pulse=pulse) is Ending.INTERRUPTED:
+                return Ending.INTERRUPTED
+            if number < len(stages) and sum_numbers(accelerator, [stopping()])[0]:
+                board.say("stopped between two stages; go on with --resume")
+                return Ending.INTERRUPTED
+        if accelerator.is_main_process:
+            _publish(Run(stages[-1].run_dir), run)
+        meet(accelerator, pulse, "publishing the last stage's adapter")
+        board.say(f"done, all {len(stages)} stages: the adapter is in {run.adapter}")
         return Ending.COMPLETE
-    if accelerator.is_main_process:
-        record_start(run, config, f"{accelerator.num_processes} x {accelerator.device.type}")
-    for number, (stage, settings) in enumerate(zip(config.stages, stages, strict=True), start=1):
-        board.say(f"stage {number}/{len(stages)} {stage.name}: {_changes(stage.model_dump(exclude={'name'}))}")
-        if run_training(settings, accelerator, stopping, resume=resume, pulse=pulse) is Ending.INTERRUPTED:
-            return Ending.INTERRUPTED
-        if number < len(stages) and sum_numbers(accelerator, [stopping()])[0]:
-            board.say("stopped between two stages; go on with --resume")
-            return Ending.INTERRUPTED
-    if accelerator.is_main_process:
-        _publish(Run(stages[-1].run_dir), run)
-    meet(accelerator, pulse, "publishing the last stage's adapter")
-    board.say(f"done, all {len(stages)} stages: the adapter is in {run.adapter}")
-    return Ending.COMPLETE
 
 
 def _check(stage: Config) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -136,6 +137,8 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(config, monkey
     assert "step-000004 is damaged: optimizer.safetensors has 6 bytes, not " in shown
     assert "resuming after step 2 from" in shown
     assert (newest.parent / "damaged-step-000004" / "optimizer.safetensors").read_bytes() == b"broken"
+    launches = json.loads((newest.parents[1] / "environment.json").read_text())
+    assert [launch["after_step"] for launch in launches["resumed"]] == [2]
 
 
 def test_a_finished_run_is_left_alone(config) -> None:
@@ -252,6 +255,25 @@ def test_the_second_phase_starts_from_the_first(config, tiny_model: Path, record
     wanted["run_dir"] = str(tmp_path / "third")
     with pytest.raises(UserError, match="r 8 and lora_alpha 16"):
         run(Config.model_validate(wanted))
+
+
+def test_a_second_phase_goes_on_without_the_adapter_that_it_started_from(
+    config, tiny_model: Path, records: Path, tmp_path: Path, monkeypatch
+) -> None:
+    first, phases = run(config("first", max_steps=1)), []
+    for name in ("whole", "parts"):
+        wanted = settings(tiny_model, records, tmp_path / name, save_steps=1, max_steps=3)
+        wanted["lora"]["init_from"] = str(first.path)
+        phases.append(Config.model_validate(wanted))
+    whole = run(phases[0])
+    with monkeypatch.context() as patched:
+        stop_after(2, patched)
+        with pytest.raises(KeyboardInterrupt):
+            run(phases[1])
+    shutil.rmtree(first.path)
+    assert_same_run(whole, run(phases[1], resume=True))
+    (later,) = json.loads((phases[1].run_dir / "environment.json").read_text())["resumed"]
+    assert "init_from" not in later
 
 
 def test_a_phase_with_other_positions_is_refused(config, tiny_model: Path, records: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -14,7 +15,7 @@ from data.report.tell import summary_of
 from data.rows import Rows
 from data.tokens import Encoder
 from train.checkpoint.choose import choose_checkpoint
-from train.checkpoint.store import load_checkpoint
+from train.checkpoint.store import load_checkpoint, step_of
 from train.config import Config
 from train.determinism import make_deterministic
 from train.evaluate.held_out import require_held_out
@@ -73,15 +74,20 @@ def open_session(
     model_config, spec = check_positions(config)
     group = join_rows(accelerator, config.train.context_parallel_size, config.train.stall_minutes)
     topology = _topology(config, run, group, together=is_sharded(accelerator))
-    dataset = _open_data(config, run, accelerator, board)
+    dataset, encoder = _open_data(config, run, board)
+    checkpoint = choose_checkpoint(run.checkpoints, accelerator, board.warn)
+    # Only now is the directory this run's: data that stopped it can be mended and the config changed.
+    if accelerator.is_main_process:
+        after = step_of(checkpoint) if checkpoint else 0
+        record_start(run, config, f"{accelerator.num_processes} x {accelerator.device.type}", after)
+        tell_tokenizer(config, encoder, conversations(sources_of(config.data)), board.say, board.warn)
     report = dataset.report(spec.original_max_position_embeddings)
     plan = estimate(config, model_config, where_of(accelerator))
     board.say(*summary_of(report), *describe(plan, spec))
     warn_if_too_large(plan, config, model_config, accelerator, board.warn)
 
     pulse.at("opening: the model")
-    checkpoint = choose_checkpoint(run.checkpoints, accelerator, board.warn)
-    base, model = _open_model(config, accelerator, board, None if checkpoint else dataset[0])
+    base, model = _open_model(config, accelerator, board, dataset[0], checkpoint)
     draws = install_draws(model, config.train.seed, config.train.neftune_noise_alpha)
     optimizer = build_optimizer(parameter_groups(model, config.lora.loraplus_lr_ratio), config.train)
     hold_frozen_half(model, optimizer)
@@ -100,7 +106,7 @@ def open_session(
     return Session(config, run, accelerator, board, parts, dataset.validation(), spec, start)
 
 
-def _open_data(config: Config, run: Run, accelerator: Accelerator, board: Board) -> Dataset:
+def _open_data(config: Config, run: Run, board: Board) -> tuple[Dataset, Encoder]:
     """The rows to train on; one process that sees the cache prepares them, the others read."""
     encoder = Encoder(load_tokenizer(config.model.name_or_path, config.model.revision))
     dataset = open_data(config, encoder, run.cache, board.say)
@@ -108,26 +114,28 @@ def _open_data(config: Config, run: Run, accelerator: Accelerator, board: Board)
     # Whoever comes first prepares, and the others wait at the cache's lock: no collective operation can time out there.
     assert len(dataset[0])
     require_held_out(config, dataset.validation())
-    # Only now is the directory this run's: data that stopped it can be mended and the config changed.
-    if accelerator.is_main_process:
-        record_start(run, config, f"{accelerator.num_processes} x {accelerator.device.type}")
-        tell_tokenizer(config, encoder, conversations(sources_of(config.data)), board.say, board.warn)
-    return dataset
+    return dataset, encoder
 
 
-def _open_model(config: Config, accelerator: Accelerator, board: Board, fresh: Rows | None) -> tuple[Base, PeftModel]:
+def _open_model(
+    config: Config, accelerator: Accelerator, board: Board, rows: Rows, checkpoint: Path | None
+) -> tuple[Base, PeftModel]:
     """The base and its adapter, with what can be verified of them verified.
 
     Args:
-        fresh: rows that a new adapter may begin from; None where a checkpoint's weights will take its place.
+        rows: that a new adapter may begin from.
+        checkpoint: whose weights will take the adapter's place.
     """
     sharded = is_sharded(accelerator)
     device = torch.device("cpu") if sharded else accelerator.device
     base = load_base(config.model, config.quantization, device, to_shard=sharded)
     board.say(f"rope verified in the live model: inv_freq within {base.rope_error:.1e} of the closed form")
-    model = attach_adapter(base, config.lora, config.train.seed)
-    if fresh is not None and config.lora.init_from is None:
-        start_adapter(model, config.model, config.lora, config.train.seed, fresh)
+    lora = config.lora
+    if checkpoint and lora.init_from is not None:  # what the run started from may be gone
+        lora = lora.model_copy(update={"init_from": checkpoint})
+    model = attach_adapter(base, lora, config.train.seed)
+    if checkpoint is None and lora.init_from is None:
+        start_adapter(model, config.model, lora, config.train.seed, rows)
     if sharded:
         shard_base(model, accelerator)
         size = frozen_bytes(model) / 1e9

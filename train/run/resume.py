@@ -83,8 +83,11 @@ def rows_per_step(run: Run) -> int | None:
     return int(json.loads(plan.read_text())["rows_per_step"]) if run.has_progress and plan.is_file() else None
 
 
-def record_start(run: Run, config: Config, topology: str) -> None:
+def record_start(run: Run, config: Config, topology: str, after_step: int = 0) -> None:
     """Write what the run is, on which base, and where it runs; a resumed run keeps where it began.
+
+    Args:
+        after_step: of the checkpoint that it goes on from.
 
     Raises:
         UserError: a resumed run's base changed.
@@ -93,7 +96,7 @@ def record_start(run: Run, config: Config, topology: str) -> None:
     # First what makes the directory a run's: with anything else in it, a kill here would leave one that nobody may use.
     write_whole(run.config, config_yaml(config))
     record_base(run.path, config.model.name_or_path, config.model.revision)
-    run.write_json(ENVIRONMENT, _launches(run, _launch(config, topology)))
+    run.write_json(ENVIRONMENT, _launches(run, _launch(config, topology), after_step))
 
 
 def _launch(config: Config, topology: str) -> dict[str, Any]:
@@ -114,7 +117,7 @@ def _sha256(path: Path) -> str | None:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _launches(run: Run, now: dict[str, Any]) -> dict[str, Any]:
+def _launches(run: Run, now: dict[str, Any], after_step: int) -> dict[str, Any]:
     """The first launch of a run, and under `resumed` the step and what had changed for each that went on with it."""
     path = run.path / ENVIRONMENT
     if not (run.has_progress and path.is_file()):
@@ -122,10 +125,10 @@ def _launches(run: Run, now: dict[str, Any]) -> dict[str, Any]:
     first = json.loads(path.read_text())
     resumed = first.pop("resumed", [])
     last = first | {key: value for launch in resumed for key, value in launch.items()}
-    changed = {key: value for key, value in now.items() if last.get(key) != value}
-    names = (path.name.removeprefix("step-") for path in run.checkpoints.glob("step-*"))
-    steps = [int(name) for name in names if name.isdigit()]  # a copy that someone made has another name
-    return {**first, "resumed": [*resumed, {"after_step": max(steps, default=0), **changed}]}
+    # A checkpoint stands in the place of the adapter that the run started from, which may be gone.
+    moot = {"init_from"} if after_step else set()
+    changed = {key: value for key, value in now.items() if last.get(key) != value and key not in moot}
+    return {**first, "resumed": [*resumed, {"after_step": after_step, **changed}]}
 
 
 def _require_same(run: Run, config: Config) -> None:

@@ -1,4 +1,4 @@
-"""Random numbers that are functions: of a seed, a purpose and the record, and of nothing else.
+"""The hash of a file; and random numbers that are functions: of a seed, a purpose and the record, and of nothing else.
 
 Whatever is drawn for whole columns of records (who is held out, who is sampled, in which order) is drawn here, without
 a generator whose state or whose version could matter.
@@ -7,8 +7,15 @@ a generator whose state or whose version could matter.
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 
 import numpy as np
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def mixed(keys: np.ndarray, purpose: str) -> np.ndarray:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from data.hashing import sha256_of
 
 # Too large to be hashed each time that they are used.
 WEIGHTS = (".safetensors", ".gguf")
@@ -41,12 +42,6 @@ def differences(folder: Path, files: Iterable[File], *, full: bool) -> Iterator[
             yield f"{file.name} has changed"
 
 
-def sha256_of(path: Path) -> str:
-    """Hash of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 @contextmanager
 def made_aside(folder: Path) -> Iterator[Path]:
     """An empty directory to make something in; nothing of it stays that was not moved away."""
@@ -56,13 +51,3 @@ def made_aside(folder: Path) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def replace_directory(final: Path, fresh: Path) -> None:
-    """Give `fresh` its final name; what had it before is only removed afterwards."""
-    old = final.with_name(f".{final.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if final.exists():
-        final.rename(old)
-    fresh.rename(final)
-    shutil.rmtree(old, ignore_errors=True)

@@ -16,8 +16,9 @@ from data.fidelity.compare import Fidelity, comparable, compare_all
 from data.fidelity.texts import stress_texts
 from data.tokens import Encoder
 from evals.stdlib_text import documents
-from export.files import made_aside, replace_directory
+from export.files import made_aside
 from train.run.console import quiet_libraries
+from train.run.folders import replace_directory
 
 CUT = 20_000  # characters: longer texts are compared in parts
 EVERY = 8  # of the standard library's files, one in so many

@@ -21,10 +21,10 @@ from shipped_run import AWQ_NAME, GPTQ_NAME, add_variants, shipped_run, stranger
 
 import scripts.publish
 from data.errors import UserError
+from data.hashing import sha256_of
 from export.artefact import read_artefact, record_of
 from export.card.card import write_card
 from export.card.facts import Options, merge_of
-from export.files import sha256_of
 from export.hub.publish import Destination, plan, upload_of
 from export.hub.upload import batches, deliver, git_hash, redacted
 from export.merge.manifest import read_manifest

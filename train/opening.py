@@ -75,6 +75,8 @@ def open_session(
     group = join_rows(accelerator, config.train.context_parallel_size, config.train.stall_minutes)
     topology = _topology(config, run, group, together=is_sharded(accelerator))
     dataset, encoder = _open_data(config, run, board)
+    validation = dataset.validation()
+    require_held_out(config, validation)
     checkpoint = choose_checkpoint(run.checkpoints, accelerator, board.warn)
     # Only now is the directory this run's: data that stopped it can be mended and the config changed.
     if accelerator.is_main_process:
@@ -103,7 +105,7 @@ def open_session(
         run.write_json("data.json", report.to_json() | {"encoding": dataset.encoding})
         run.write_json("plan.json", {**plan.to_json(), **counts, "rope": rope})
     parts = Parts(model, optimizer, dataset, steps, topology, config.train, accelerator, draws, group, stopping, pulse)
-    return Session(config, run, accelerator, board, parts, dataset.validation(), spec, start)
+    return Session(config, run, accelerator, board, parts, validation, spec, start)
 
 
 def _open_data(config: Config, run: Run, board: Board) -> tuple[Dataset, Encoder]:
@@ -113,7 +115,6 @@ def _open_data(config: Config, run: Run, board: Board) -> tuple[Dataset, Encoder
     require_same_start(run, dataset.sources.sha256, dataset.encoding)
     # Whoever comes first prepares, and the others wait at the cache's lock: no collective operation can time out there.
     assert len(dataset[0])
-    require_held_out(config, dataset.validation())
     return dataset, encoder
 
 

@@ -26,7 +26,7 @@ from train.opening import Session, open_session
 from train.ranks.pulse import Silent
 from train.run.changes import base_changes, data_changes, environment_changes
 from train.run.console import Board
-from train.run.directory import Run, read_config
+from train.run.directory import Run, read_config, run_at
 from train.run.metrics import MEASURED, read_metrics
 from train.run.resume import ENVIRONMENT
 from train.stopping import Stopping
@@ -79,9 +79,7 @@ def run_to_repeat(path: Path, stage: str | None = None) -> tuple[Run, Config]:
     Raises:
         UserError: there is no run, or no such stage that has begun.
     """
-    run = Run(path)
-    if not run.config.is_file():
-        raise UserError(str(path), "not a run directory (no config.yaml)", "give the directory of a training run")
+    run = run_at(path)
     config = read_config(run)
     names = [one.name for one in config.stages]
     if not names and stage is None:

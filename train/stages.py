@@ -7,6 +7,7 @@ be resumed at any step, and the run as a whole with it: a finished stage has its
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from typing import Any
 
 from accelerate import Accelerator
@@ -36,15 +37,21 @@ def run_whole(config: Config, accelerator: Accelerator, *, resume: bool, pulse: 
     """
     stopping, board = Stopping(config.train.max_time), Board(visible=accelerator.is_main_process)
     with stopping.listening(board.say):
-        if stage_configs(config):
-            return _run_stages(config, accelerator, stopping, board, pulse or Silent(), resume=resume)
+        if stages := stage_configs(config):
+            return _run_stages(config, stages, accelerator, stopping, board, pulse or Silent(), resume=resume)
         return run_training(config, accelerator, stopping, resume=resume, pulse=pulse)
 
 
 def _run_stages(
-    config: Config, accelerator: Accelerator, stopping: Stopping, board: Board, pulse: Pulse, *, resume: bool
+    config: Config,
+    stages: Sequence[Config],
+    accelerator: Accelerator,
+    stopping: Stopping,
+    board: Board,
+    pulse: Pulse,
+    *,
+    resume: bool,
 ) -> Ending:
-    stages = stage_configs(config)
     for stage in stages:
         _check(stage)
     with claimed(config, accelerator, board, pulse, resume=resume) as run:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from data.hashing import sha256_of
 from data.read.access import reading
 from data.read.blocks import text_blocks
 from data.read.documents import json_records, line_records
@@ -64,8 +64,8 @@ class FileInput:
 
     def sha256(self) -> str:
         """Hash of the bytes on disk."""
-        with reading(self.path), self.path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        with reading(self.path):
+            return sha256_of(self.path)
 
     def lines(self) -> Iterator[Line | Broken]:
         """Every record, in order; what is damaged is a Broken.

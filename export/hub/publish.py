@@ -14,13 +14,14 @@ from pathlib import Path
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from data.errors import UserError
+from data.hashing import sha256_of
 from export.artefact import Artefact, artefacts, record_of
 from export.card.card import NAME as CARD
 from export.card.card import changed_since, placed
 from export.card.facts import PICTURES, Merge, merge_of
 from export.card.gaps import NOT_VERIFIED, make_again
 from export.card.metadata import for_gguf_repository
-from export.files import File, differences, sha256_of
+from export.files import File, differences
 from export.merge.manifest import NAME as MANIFEST
 from export.merge.manifest import Manifest
 from train.run.directory import open_run

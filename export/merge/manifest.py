@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import UserError
-from export.files import File, differences, files_of, sha256_of
+from data.hashing import sha256_of
+from export.files import File, differences, files_of
 from train.files import write_whole
 
 NAME = "manifest.json"

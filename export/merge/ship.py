@@ -16,7 +16,7 @@ from typing import Any
 from data.tokens import Encoder
 from evals.divergence import Divergence
 from evals.load import MERGE_RECORD, device_here
-from export.files import made_aside, replace_directory
+from export.files import made_aside
 from export.merge.hf_config import write_config, write_generation_config, write_tokenizer
 from export.merge.manifest import write_manifest
 from export.merge.parity import Answers, Questions, ask_live, ask_merged, divergence, records_to_check
@@ -26,6 +26,7 @@ from export.merge.weights import Onto, has_own_head, merge_shards, quantized_wei
 from train.model.identity import name_to_publish
 from train.recipe import prompt_format_of
 from train.rope.spec import RopeSpec
+from train.run.folders import replace_directory
 
 Say = Callable[[str], None]
 

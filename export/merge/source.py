@@ -11,7 +11,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from data.errors import UserError
-from export.files import sha256_of
+from data.hashing import sha256_of
 from export.merge.shards import MAX_SHARD_SIZE
 from export.merge.updates import Update, read_deltas
 from export.merge.vocabulary import Vocabulary, vocabulary_of

@@ -22,6 +22,7 @@ from evals.text import Text, long_rows
 from export.artefact import Loss
 from export.merge.model import MergedModel
 from export.proof.loss import TARGETS, LossJob, contexts_of
+from train.run.environment import cpu_model
 
 ROOT = Path(__file__).parent.parent.parent
 ROWS = 4
@@ -119,7 +120,4 @@ def machine_here() -> str:
     """The processor, or the GPU where there is one, in words."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    model = next((line.split(": ", 1)[1] for line in lines if line.startswith("model name")), platform.machine())
-    return f"{torch.get_num_threads()} cores of {model}"
+    return f"{torch.get_num_threads()} cores of {cpu_model() or platform.machine()}"

@@ -14,7 +14,7 @@ from typing import Any
 
 from data.errors import UserError
 from export.artefact import Artefact, LoadsIn, read_artefact, record_of
-from export.files import files_of, made_aside, replace_directory
+from export.files import files_of, made_aside
 from export.merge.model import MergedModel
 from export.proof.bench import machine_here
 from export.proof.stranger import Expected, NotLoadedError, ask, judged
@@ -23,6 +23,7 @@ from export.quantize.loads_in import facts, loads_in
 from export.quantize.materials import Materials
 from export.quantize.plan import settings_of
 from export.quantize.variants import Planned
+from train.run.folders import replace_directory
 
 Say = Callable[[str], None]
 UNVERIFIED = "unverified"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import UserError
+from data.hashing import sha256_of
 from train.files import write_whole
 
 NAME = "manifest.json"
@@ -67,8 +68,7 @@ def _fault(path: Path, written: dict[str, Any]) -> str | None:
 
 
 def _measure(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
 
 
 def _digest(content: dict[str, Any]) -> str:

@@ -6,7 +6,6 @@ A model from the hub is known by its commit, a directory by the SHA-256 of its w
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import re
 from dataclasses import asdict, dataclass
@@ -16,6 +15,7 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from data.errors import UserError
+from data.hashing import sha256_of
 from train.files import write_whole
 
 FILE_NAME = "base.json"
@@ -122,5 +122,4 @@ def _sha256_of(path: Path) -> str:
 @functools.cache
 def _hashed(path: Path, _size: int, _mtime: int) -> str:
     """Once in a process as long as the file stays the same: the stages of a run share their base."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_of(path)

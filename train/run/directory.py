@@ -78,15 +78,25 @@ class Run:
         write_whole(path, json.dumps(redacted(content), indent=2, default=str) + "\n")
 
 
+def run_at(path: Path) -> Run:
+    """The run in a directory, however far it has come.
+
+    Raises:
+        UserError: not a run directory.
+    """
+    run = Run(path)
+    if not run.config.is_file():
+        raise UserError(str(path), "not a run directory (no config.yaml)", "give the directory of a training run")
+    return run
+
+
 def open_run(path: Path) -> tuple[Run, Config]:
     """A finished run and its config (the last stage's settings, where it had stages).
 
     Raises:
         UserError: not a run directory, or one without an adapter.
     """
-    run = Run(path)
-    if not run.config.is_file():
-        raise UserError(str(path), "not a run directory (no config.yaml)", "give the directory of a training run")
+    run = run_at(path)
     if not run.adapter.is_dir():
         todo = "finish it: accelerate launch -q -m train CONFIG --resume"
         raise UserError(str(path), "this run has not finished (no adapter/)", todo)

@@ -38,16 +38,16 @@ def environment(topology: str) -> dict[str, Any]:
     Args:
         topology: number of processes and their kind of device, such as `2 x cuda`.
     """
-    on_gpu = torch.cuda.is_available()
+    on_gpu, cpu = torch.cuda.is_available(), cpu_model() or "cpu"
     return {
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()} {' '.join(platform.libc_ver())}".strip(),
         **packages(),
         "git_commit": _said_by("git", "describe", "--always", "--dirty", "--abbrev=40"),
         "source": _source(),
-        "device": torch.cuda.get_device_name() if on_gpu else _cpu_model(),
+        "device": torch.cuda.get_device_name() if on_gpu else cpu,
         **(_cuda() if on_gpu else {}),
-        "cpu": f"{_cpu_model()} ({torch.backends.cpu.get_cpu_capability()})",
+        "cpu": f"{cpu} ({torch.backends.cpu.get_cpu_capability()})",
         "cpu_threads": torch.get_num_threads(),
         "cpu_count": os.cpu_count(),
         "topology": topology,
@@ -85,13 +85,14 @@ def _cuda() -> dict[str, Any]:
     }
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str | None:
+    """The processor, in words; None where it is not told."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         lines = []
     models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(models, "") or platform.processor() or "cpu"
+    return next(models, "") or platform.processor() or None
 
 
 def _said_by(*command: str) -> str | None:

@@ -28,7 +28,7 @@ def written_aside(final: Path) -> Iterator[Path]:
         yield aside
         for path in (*aside.rglob("*"), aside):
             to_disk(path)
-        _swap(aside, final)
+        replace_directory(final, aside)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
@@ -42,7 +42,13 @@ def remove(folder: Path) -> None:
     shutil.rmtree(doomed)
 
 
-def _swap(fresh: Path, final: Path) -> None:
+def replace_directory(final: Path, fresh: Path) -> None:
+    """Give `fresh` its final name; what had it before is only removed afterwards.
+
+    Raises:
+        OSError: it cannot be named so; what had the name before still has it.
+    """
+    _put_back(final)
     if final.exists():
         final.rename(_old(final))
     try:

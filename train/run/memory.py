@@ -19,9 +19,13 @@ def peak_memory_gb() -> float:
 
 def _peak_resident() -> int:
     """In bytes. Linux's ru_maxrss may be that of the program that started this one, so the kernel is asked first."""
-    lines = _STATUS.read_text().splitlines() if _STATUS.is_file() else []
-    kilobytes = next((int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), None)
-    if kilobytes is not None:
-        return 1024 * kilobytes
+    if _STATUS.is_file() and (peak := kilobytes(_STATUS).get("VmHWM")):
+        return int(peak)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def kilobytes(path: Path) -> dict[str, float]:
+    """The `Name:   123 kB` lines of a file in /proc, in bytes."""
+    pairs = (line.split(":", 1) for line in path.read_text().splitlines() if line.endswith(" kB"))
+    return {name: 1024.0 * int(value.split()[0]) for name, value in pairs}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from data.errors import UserError
+from data.hashing import sha256_of
 from data.prepare.cache import changed_files
 from train.config import Config
 from train.files import write_whole
@@ -102,19 +102,11 @@ def record_start(run: Run, config: Config, topology: str, after_step: int = 0) -
 def _launch(config: Config, topology: str) -> dict[str, Any]:
     """One launch's environment, and the settings that may differ between launches and change the last bits."""
     settings = {name: getattr(config.train, name) for name in SPREADING}
-    start = config.lora.init_from
-    return {
-        **environment(topology),
-        "settings": settings,
-        **({"init_from": _sha256(adapter_dir(start) / "adapter_model.safetensors")} if start is not None else {}),
-    }
-
-
-def _sha256(path: Path) -> str | None:
-    if not path.is_file():
-        return None
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    launch = {**environment(topology), "settings": settings}
+    if config.lora.init_from is not None:
+        weights = adapter_dir(config.lora.init_from) / "adapter_model.safetensors"
+        launch["init_from"] = sha256_of(weights) if weights.is_file() else None
+    return launch
 
 
 def _launches(run: Run, now: dict[str, Any], after_step: int) -> dict[str, Any]:

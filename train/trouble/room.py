@@ -13,6 +13,8 @@ from pathlib import Path
 
 import torch
 
+from train.run.memory import kilobytes
+
 PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 _GB = 1e9
 
@@ -99,9 +101,3 @@ def _file_pages(group: Path) -> float:
     path = group / "memory.stat"
     lines = path.read_text().splitlines() if path.is_file() else []
     return next((float(line.split()[1]) for line in lines if line.startswith("inactive_file ")), 0.0)
-
-
-def kilobytes(path: Path) -> dict[str, float]:
-    """The `Name:   123 kB` lines of a file in /proc, in bytes."""
-    pairs = (line.split(":", 1) for line in path.read_text().splitlines() if line.endswith(" kB"))
-    return {name: 1024.0 * int(value.split()[0]) for name, value in pairs}
